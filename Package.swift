@@ -1,0 +1,54 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+/// Settings of every Swift target.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableExperimentalFeature("Lifetimes"),
+]
+
+/// Settings of targets whose code runs between translated blocks: signal handlers enter it, so it must not
+/// call the exclusivity runtime.
+let execution: [SwiftSetting] = strict + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
+
+let package = Package(
+    name: "martlet",
+    products: [
+        .executable(name: "martlet", targets: ["martlet"])
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.4.0"),
+    ],
+    targets: [
+        .systemLibrary(name: "CZydis", providers: [.apt(["libzydis-dev"])]),
+        .target(name: "CHost", cSettings: [.define("_GNU_SOURCE")]),
+        .target(name: "Addressing", swiftSettings: strict),
+        .target(
+            name: "Host",
+            dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: execution),
+        .target(name: "RCU", dependencies: ["Host"], swiftSettings: execution),
+        .target(name: "X86", dependencies: ["Addressing", "CZydis"], swiftSettings: execution),
+        .target(name: "GuestMemory", dependencies: ["RCU", "Addressing", "Host"], swiftSettings: execution),
+        .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU"], swiftSettings: execution),
+        .target(name: "Interrupts", dependencies: ["RCU", "Addressing"], swiftSettings: execution),
+        .target(name: "Translator", dependencies: ["X86", "MMU", "Host", "CZydis"], swiftSettings: execution),
+        .target(name: "KVMInterface", dependencies: ["CHost", "Addressing", "Host"], swiftSettings: strict),
+        .target(
+            name: "UserspaceKVM",
+            dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU"],
+            swiftSettings: execution),
+        .target(name: "Devices", dependencies: ["Addressing", "Host"], swiftSettings: strict),
+        .target(name: "Machine", dependencies: ["Devices", "KVMInterface"], swiftSettings: strict),
+        .executableTarget(
+            name: "martlet",
+            dependencies: [
+                "Machine", "UserspaceKVM",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+    ]
+)

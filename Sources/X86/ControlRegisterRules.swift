@@ -19,7 +19,8 @@ public enum ControlRegisterRules {
 
     /// Whether CR0 may go from `old` to the valid `new`, given the other registers. `hasLongCode`: CS.L is
     /// set.
-    public static func allowsCR0(_ new: UInt64, over old: UInt64, cr4: UInt64, efer: UInt64, hasLongCode: Bool) -> Bool {
+    public static func allowsCR0(_ new: UInt64, over old: UInt64, cr4: UInt64, efer: UInt64, hasLongCode: Bool) -> Bool
+    {
         let changed = new ^ old
         guard changed & CR0.paging != 0 else { return true }
         if new & CR0.paging != 0 {

@@ -76,7 +76,9 @@ extension Processor {
         guard event.kind == .exception else { return }
         if event.vector == 14 { system.cr2 = event.payload }
         if event.vector == 1 && event.payload != 0 {
-            system.dr6 = system.dr6 & ~DebugRegister.breakpoints6 | DebugRegister.fixed6 | event.payload & DebugRegister.writable6
+            system.dr6 =
+                system.dr6 & ~DebugRegister.breakpoints6 | DebugRegister.fixed6 | event.payload
+                & DebugRegister.writable6
         }
     }
 

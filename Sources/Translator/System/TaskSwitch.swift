@@ -204,7 +204,6 @@ extension Processor {
         if task.instructionPointer > UInt64(code.limit) { throw .generalProtection() }
     }
 
-
     private func load(
         _ register: SegmentRegister, _ selector: UInt16, _ descriptor: SegmentDescriptor
     ) throws(GuestFault) {

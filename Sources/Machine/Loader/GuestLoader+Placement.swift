@@ -33,7 +33,7 @@ extension GuestLoader {
                 if unpack == .guest { return try place(header, file.bytes, on: target) }
                 let payload = file.bytes.extracting(try header.payload(in: file.bytes))
                 let compression = try PayloadCompression(of: payload)
-                let kernel = try compression.unpack(payload, limit: Int(clamping: usable.upperBound.value))
+                let kernel = try compression.unpack(payload, limit: Int(clamping: ram.lowEnd.value))
                 guard kernel.bytes.matches(ELFImage.magic) else {
                     throw KernelImageError.malformed(part: .payload, detail: "what it unpacks to is no ELF file")
                 }

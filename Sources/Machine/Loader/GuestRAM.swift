@@ -3,15 +3,15 @@ import Glibc
 
 /// The guest's RAM as the loader sees it: regions of guest memory with their place in this process, and checked writes.
 ///
-/// It owns nothing: the mappings must outlive every copy. It does not know slots, holes or devices, and an access
-/// never crosses from one region into the next.
+/// It keeps alive whoever owns the mappings, but frees nothing itself. It does not know slots, holes or devices, and
+/// an access never crosses from one region into the next.
 public struct GuestRAM: Sendable {
     public struct Region: Sendable {
         public let start: GuestPhysicalAddress
         public let byteCount: UInt64
         public let host: HostVirtualAddress
 
-        /// - Parameter host: `byteCount` readable and writable bytes that stay mapped.
+        /// - Parameter host: `byteCount` readable and writable bytes that stay mapped while the owner lives.
         public init(start: GuestPhysicalAddress, byteCount: UInt64, host: HostVirtualAddress) {
             precondition(start.value.addingReportingOverflow(byteCount).overflow == false, "a region wraps around")
             precondition(host.value != 0 && byteCount <= UInt64(Int.max), "a region without memory")
@@ -33,7 +33,11 @@ public struct GuestRAM: Sendable {
     /// The regions, lowest first.
     public let regions: [Region]
 
-    public init(regions: [Region]) {
+    private let owner: (any AnyObject & Sendable)?
+
+    /// - Parameter owner: unmaps the regions when it goes; nil if they are never unmapped.
+    public init(regions: [Region], owner: (any AnyObject & Sendable)?) {
+        self.owner = owner
         self.regions = regions.sorted { $0.start < $1.start }
         for (lower, upper) in zip(self.regions, self.regions.dropFirst()) {
             precondition(lower.range.upperBound <= upper.start, "regions of RAM overlap")

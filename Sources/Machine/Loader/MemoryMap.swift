@@ -30,10 +30,9 @@ public struct MemoryMap: Equatable, Sendable {
     mutating func set(_ range: Range<GuestPhysicalAddress>, to kind: Kind?) {
         guard !range.isEmpty else { return }
         entries = entries.flatMap { entry -> [Entry] in
-            let below =
-                entry.range.lowerBound..<max(entry.range.lowerBound, min(entry.range.upperBound, range.lowerBound))
-            let above =
-                min(entry.range.upperBound, max(entry.range.lowerBound, range.upperBound))..<entry.range.upperBound
+            let (start, end) = (entry.range.lowerBound, entry.range.upperBound)
+            let below = start..<max(start, min(end, range.lowerBound))
+            let above = min(end, max(start, range.upperBound))..<end
             return [below, above].filter { !$0.isEmpty }.map { Entry(range: $0, kind: entry.kind) }
         }
         if let kind { entries.append(Entry(range: range, kind: kind)) }

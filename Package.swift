@@ -53,5 +53,6 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
     ]
 )

@@ -50,5 +50,6 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
     ]
 )

@@ -51,5 +51,6 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
     ]
 )

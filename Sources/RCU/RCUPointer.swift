@@ -3,7 +3,7 @@ import Synchronization
 /// A pointer that readers of a domain follow while writers replace it.
 ///
 /// Does not own what it points to.
-public struct RCUPointer<Pointee>: ~Copyable, @unchecked Sendable {
+public struct RCUPointer<Pointee: ~Copyable>: ~Copyable, @unchecked Sendable {
     @usableFromInline let pointer: Atomic<UnsafeMutablePointer<Pointee>?>
 
     @inlinable public init(_ initial: UnsafeMutablePointer<Pointee>?) { pointer = Atomic(initial) }

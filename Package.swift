@@ -71,5 +71,7 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: execution),
+        .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
     ]
 )

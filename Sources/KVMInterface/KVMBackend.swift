@@ -29,6 +29,11 @@ public protocol KVMBackend: AnyObject, Sendable {
     /// `munmap` of what ``mapRunArea(_:)`` returned.
     func unmapRunArea(_ area: UnsafeMutableRawBufferPointer)
 
+    /// Makes a thread that is inside `KVM_RUN` of `vcpu` look at `immediate_exit`; nothing happens if there is none.
+    ///
+    /// KVM has no such call: its clients send a signal, and so does a backend over the kernel.
+    func kick(_ vcpu: KVMDescriptor)
+
     /// `close`. The object lives on while others refer to it, as a virtual CPU refers to its machine.
     func close(_ descriptor: KVMDescriptor)
 }

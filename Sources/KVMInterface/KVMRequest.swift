@@ -45,7 +45,6 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setSpecialRegisters = 0x4138_AE84
     case getSpecialRegisters2 = 0x8140_AECC
     case setSpecialRegisters2 = 0x4140_AECD
-    case translate = 0xC018_AE85
     case interrupt = 0x4004_AE86
     /// To the system descriptor: feature registers.
     case getMSRs = 0xC008_AE88

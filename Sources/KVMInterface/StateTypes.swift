@@ -20,7 +20,7 @@ public typealias CPUIDEntry = kvm_cpuid_entry2
 /// A model-specific register and its value. The corresponding C type is `kvm_msr_entry`.
 public typealias MSREntry = kvm_msr_entry
 /// The local APIC's register page. The corresponding C type is `kvm_lapic_state`.
-public typealias LocalAPICState = kvm_lapic_state
+public typealias LocalAPICRegisters = kvm_lapic_state
 /// Events pending or being delivered. The corresponding C type is `kvm_vcpu_events`.
 public typealias VCPUEvents = kvm_vcpu_events
 /// The corresponding C type is `kvm_debugregs`.
@@ -33,8 +33,6 @@ public typealias ExtendedControlRegisters = kvm_xcrs
 public typealias UserMemoryRegion = kvm_userspace_memory_region
 /// The corresponding C type is `kvm_irq_routing_entry`.
 public typealias IRQRoutingEntry = kvm_irq_routing_entry
-/// The corresponding C type is `kvm_msi`.
-public typealias MessageSignalledInterrupt = kvm_msi
 /// PIC or IOAPIC state. The corresponding C type is `kvm_irqchip`.
 public typealias IRQChipState = kvm_irqchip
 /// The corresponding C type is `kvm_pit_state2`.

@@ -102,14 +102,14 @@ extension VCPU {
     }
 
     /// The corresponding C request is `KVM_GET_LAPIC`.
-    public func localAPIC() throws(Errno) -> LocalAPICState {
-        var state = LocalAPICState()
+    public func localAPIC() throws(Errno) -> LocalAPICRegisters {
+        var state = LocalAPICRegisters()
         try backend.call(descriptor, .getLocalAPIC, with: &state)
         return state
     }
 
     /// The corresponding C request is `KVM_SET_LAPIC`.
-    public func setLocalAPIC(_ state: LocalAPICState) throws(Errno) {
+    public func setLocalAPIC(_ state: LocalAPICRegisters) throws(Errno) {
         try backend.call(descriptor, .setLocalAPIC, from: state)
     }
 
@@ -170,13 +170,4 @@ extension VCPU {
 
     /// Tells the guest that it was paused. The corresponding C request is `KVM_KVMCLOCK_CTRL`.
     public func markPaused() throws(Errno) { try backend.call(descriptor, .kvmClockControl) }
-
-    /// Asks which linear address maps where. The corresponding C request is `KVM_TRANSLATE`.
-    /// - Returns: the guest physical address; nil if the address is not mapped.
-    public func translate(_ linear: UInt64) throws(Errno) -> UInt64? {
-        var request = kvm_translation()
-        request.linear_address = linear
-        try backend.call(descriptor, .translate, with: &request)
-        return request.valid != 0 ? request.physical_address : nil
-    }
 }

@@ -39,8 +39,15 @@ public final class VCPU: @unchecked Sendable {
         return runArea.exit
     }
 
-    /// Makes the next, or the current, run return `.interrupted`. The current one notices without a signal only where the
-    /// backend says so.
+    /// Makes the current run, or else the next one, return `.interrupted`: sets ``immediateExit`` and sees to it that it is
+    /// noticed. Whoever runs the vCPU resets the flag.
+    /// > Concurrency: any thread.
+    public func requestExit() {
+        immediateExit = true
+        backend.kick(descriptor)
+    }
+
+    /// Makes the next run return `.interrupted` as soon as a pending I/O or MMIO exit is completed.
     /// > Concurrency: any thread.
     public var immediateExit: Bool {
         get { runArea.immediateExit }

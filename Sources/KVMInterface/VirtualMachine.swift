@@ -119,7 +119,7 @@ public final class VirtualMachine: Sendable {
     /// - Returns: whether a vCPU took it.
     @discardableResult
     public func signalMSI(address: UInt64, data: UInt32) throws(Errno) -> Bool {
-        var message = MessageSignalledInterrupt()
+        var message = kvm_msi()
         message.address_lo = UInt32(truncatingIfNeeded: address)
         message.address_hi = UInt32(truncatingIfNeeded: address >> 32)
         message.data = data

@@ -33,7 +33,10 @@ let package = Package(
         .target(name: "X86", dependencies: ["Addressing", "CZydis"], swiftSettings: execution),
         .target(name: "GuestMemory", dependencies: ["RCU", "Addressing", "Host"], swiftSettings: execution),
         .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU"], swiftSettings: execution),
-        .target(name: "Interrupts", dependencies: ["RCU", "Addressing"], swiftSettings: execution),
+        .target(
+            name: "Interrupts",
+            dependencies: ["RCU", "Addressing", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: execution),
         .target(name: "Translator", dependencies: ["X86", "MMU", "Host", "CZydis"], swiftSettings: execution),
         .target(
             name: "KVMInterface",

@@ -19,7 +19,8 @@ import Translator
 //    the word says inside.
 // 2. An owner enters only with `pending` empty and, unless the pause is its own, the gate open. If it finds otherwise
 //    after its store, it leaves again; nothing has run in between.
-// 3. Whoever waits is outside. A vCPU that asks others first leaves, so two that ask each other acknowledge each other.
+// 3. Whoever waits is outside. A vCPU that asks others leaves before it waits, so two that ask each other acknowledge
+//    each other.
 // 4. Bits are merged and carry no payload, so they are taken with one exchange, and performed while outside.
 // 5. A halted vCPU sleeps outside; requests do not wake it, events do.
 // 6. Bit 1 of the word says that a writer sleeps on it. It is set by writers, only in a word that says inside, and the
@@ -199,39 +200,45 @@ extension VCPURequests {
     /// Makes every vCPU of `others` perform `requests` before it runs guest code again, and returns when all have
     /// acknowledged; requests to this vCPU are performed meanwhile.
     ///
-    /// - Parameter others: calls its argument for each other vCPU; must not be within a read section afterwards.
+    /// - Parameter all: calls its argument for each vCPU, this one or not.
     /// > Concurrency: the owner, inside or outside; stands there again on return.
-    public func request(_ requests: ProcessorRequests, ofEach others: ((VCPURequests) -> Void) -> Void) {
+    public func requestOthers(_ requests: ProcessorRequests, among all: ((VCPURequests) -> Void) -> Void) {
+        let awaited = Self.post(requests, to: all, except: self)
         let wasInside = isInside
         if wasInside { leave() }
-        Self.request(requests, ofEach: others, except: self)
+        for entry in awaited { entry.vcpu.wait(for: entry.word) }
         if wasInside { enter() } else { performPending() }
     }
 
-    /// Makes every vCPU that `all` enumerates, except one, perform `requests` before it runs guest code again.
+    /// Makes every vCPU that `all` enumerates perform `requests` before it runs guest code again, and returns when all have
+    /// acknowledged.
     /// > Concurrency: any thread that is not inside guest code.
-    public static func request(
-        _ requests: ProcessorRequests, ofEach all: ((VCPURequests) -> Void) -> Void, except own: VCPURequests? = nil
-    ) {
+    public static func request(_ requests: ProcessorRequests, among all: ((VCPURequests) -> Void) -> Void) {
+        for entry in post(requests, to: all, except: nil) { entry.vcpu.wait(for: entry.word) }
+    }
+
+    private static func post(
+        _ requests: ProcessorRequests, to all: ((VCPURequests) -> Void) -> Void, except own: VCPURequests?
+    ) -> [Awaited] {
         var awaited: [Awaited] = []
         all { vcpu in
             if vcpu !== own, let entry = vcpu.post(requests) { awaited.append(entry) }
         }
-        for entry in awaited { entry.vcpu.wait(for: entry.word) }
+        return awaited
     }
 
-    /// Runs `body` while none of `others` executes guest code. Nested calls run it directly.
+    /// Runs `body` while no other vCPU among `all` executes guest code. Nested calls run it directly.
     ///
     /// What this vCPU looked up before may be stale in `body`: requests to it have been performed.
-    /// > Concurrency: the owner, inside, where it stands again on return.
-    public func withOthersPaused(ofEach others: ((VCPURequests) -> Void) -> Void, _ body: () -> Void) {
+    /// > Concurrency: the owner, inside or outside; inside during `body`, and afterwards where it was.
+    public func withOthersPaused(among all: ((VCPURequests) -> Void) -> Void, _ body: () -> Void) {
         guard !ownsPause else { return body() }
         let wasInside = isInside
         if wasInside { leave() }
         gate.lock.lock()
         // ORDERING: the full fence of the writer's side; pairs with the owners' look at the gate after their entry.
         gate.closed.atomic.pointee.store(1, ordering: .sequentiallyConsistent)
-        Self.request(.pause, ofEach: others, except: self)
+        for entry in Self.post(.pause, to: all, except: self) { entry.vcpu.wait(for: entry.word) }
         ownsPause = true
         enter()
         body()

@@ -240,7 +240,7 @@ extension BlockTranslator {
     }
 
     private mutating func emitLinkExit(_ place: UInt64, _ target: Int64) {
-        emitExit(exitWord(.link, UInt32(truncatingIfNeeded: records.linkSites.count)))
+        emitExit(exitWord(.link, UInt32(truncatingIfNeeded: bases.linkSites + records.linkSites.count)))
         records.linkSites.append(BlockRecords.LinkSite(place: place, targetOffset: UInt16(target)))
     }
 

@@ -27,6 +27,13 @@ struct BlockTranslator {
     /// Offset of the block's first byte in its page.
     let startOffset: Int
     var records: BlockRecords
+    /// The indices that this block's records will get.
+    let bases: RecordBases
+
+    struct RecordBases {
+        var instructions: Int
+        var linkSites: Int
+    }
 
     /// Slow paths, emitted behind the block.
     private var slowPaths: [SlowPath] = []
@@ -42,12 +49,16 @@ struct BlockTranslator {
     var offset = 0
     var nextOffset = 0
 
-    init(emitter: Emitter, mode: TranslationMode, form: Form, startOffset: Int, records: BlockRecords) {
+    init(
+        emitter: Emitter, mode: TranslationMode, form: Form, startOffset: Int, records: BlockRecords,
+        bases: RecordBases
+    ) {
         e = emitter
         self.mode = mode
         self.form = form
         self.startOffset = startOffset
         self.records = records
+        self.bases = bases
     }
 
     /// Translates `instructions`, which follow each other from ``startOffset``.
@@ -124,7 +135,6 @@ struct BlockTranslator {
         switch kind {
         case .copy:
             emitCopy(i)
-            if form == .block && i.operand(0).kind == .memory && i.isLocked { return true }
             return true
         case .nothing: return true
         case .lea:
@@ -140,7 +150,7 @@ struct BlockTranslator {
             emitLeave()
             return true
         case .swift:
-            emitExit(exitWord(.instruction, UInt32(truncatingIfNeeded: records.instructions.count)))
+            emitExit(exitWord(.instruction, UInt32(truncatingIfNeeded: bases.instructions + records.instructions.count)))
             records.instructions.append((i, UInt16(truncatingIfNeeded: offset)))
             return false
         default:

@@ -42,6 +42,8 @@ public struct CPUState {
     @inlinable public static var hostControlOffset: Int { 0x1D0 }
     /// 32 bits: the guest's x87 state is in the host's registers.
     @inlinable public static var x87LiveOffset: Int { 0x1D8 }
+    /// Executable addresses of translated code (start, end) and of the routine faults are redirected to.
+    @inlinable public static var codeRangeOffset: Int { 0x700 }
     /// The `Processor` object, unretained.
     @inlinable public static var processorOffset: Int { 0x1F0 }
     /// Fault record written by the signal handler: trap number (32 bits; −1 when empty), error code (32 bits), host pc.

@@ -42,7 +42,10 @@ let package = Package(
             dependencies: ["RCU", "Addressing", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
         .target(name: "Translator", dependencies: ["X86", "MMU", "Host", "CZydis"], swiftSettings: execution),
-        .target(name: "KVMInterface", dependencies: ["CHost", "Addressing", "Host"], swiftSettings: strict),
+        .target(
+            name: "KVMInterface",
+            dependencies: ["CHost", "Addressing", "Host", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
         .target(
             name: "UserspaceKVM",
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU"],

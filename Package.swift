@@ -42,13 +42,18 @@ let package = Package(
             swiftSettings: execution),
         .target(name: "Devices", dependencies: ["Addressing", "Host"], swiftSettings: strict),
         .target(name: "Machine", dependencies: ["Devices", "KVMInterface"], swiftSettings: strict),
+        .target(
+            name: "DefaultGuest",
+            dependencies: [.product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM",
+                "Machine", "UserspaceKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
     ]
 )

@@ -55,5 +55,6 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
     ]
 )

@@ -4,6 +4,8 @@
 # Prints "N passed, N failed, N skipped" as its last line; fails if a test failed, if the runner failed, if nothing ran,
 # or, with MARTLET_REQUIRE_ALL=1, if a test was skipped that Tests/allowed-skips.txt does not name.
 set -uo pipefail
+# The runner marks its lines with symbols outside ASCII.
+export LC_ALL=C.UTF-8
 log="$1"
 runner_status="$2"
 allowed="${MARTLET_ALLOWED_SKIPS:-$(dirname "$0")/../Tests/allowed-skips.txt}"

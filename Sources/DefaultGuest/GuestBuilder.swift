@@ -42,7 +42,8 @@ public struct GuestBuilder {
 
     /// The package with the current kernel: what the flavour's metapackage depends on.
     private func resolveKernelPackage() throws(GuestBuildError) -> String {
-        let listing = try Subprocess.run(["apt-cache", "depends", "--important", flavour.metapackage], output: .captured)
+        let listing = try Subprocess.run(
+            ["apt-cache", "depends", "--important", flavour.metapackage], output: .captured)
         guard let name = Self.kernelPackage(inDependencies: listing) else {
             throw GuestBuildError(
                 "apt knows no package '\(flavour.metapackage)'; run 'apt-get update' as root, then try again")
@@ -51,7 +52,7 @@ public struct GuestBuilder {
     }
 
     /// The kernel package named in the output of `apt-cache depends`; nil if there is none.
-    static func kernelPackage(inDependencies listing: String) -> String? {
+    package static func kernelPackage(inDependencies listing: String) -> String? {
         for line in listing.split(separator: "\n") {
             let words = line.split(separator: " ")
             if words.count == 2, words[0].hasSuffix("Depends:"), words[1].hasPrefix("linux-image-") {

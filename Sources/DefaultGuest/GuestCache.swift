@@ -69,7 +69,7 @@ public struct GuestCache: Sendable {
         try FileContents.createDirectories(place)
         let contents = [
             (Self.kernelName, files.kernel), (Self.initramfsName, files.initramfs),
-            (Self.manifestName, Array(files.manifest.utf8)),
+            (Self.manifestName, Array(files.manifest.utf8))
         ]
         for (name, bytes) in contents {
             let new = scratch.appending("new-\(name)")

@@ -54,7 +54,7 @@ public struct InitramfsArchive {
         let name = Array(path.utf8) + [0]
         let fields: [UInt32] = [
             nextInode, mode, 0, 0, isDirectory ? 2 : 1, 0, UInt32(contents.count),
-            0, 0, device.major, device.minor, UInt32(name.count), 0,
+            0, 0, device.major, device.minor, UInt32(name.count), 0
         ]
         bytes += Array("070701".utf8)
         for field in fields { bytes += Self.hexadecimal(field) }

@@ -46,7 +46,8 @@ enum Subprocess {
             guard errno == EINTR else { throw failure(arguments, errno) }
         }
         guard status == 0 else {
-            let reason = status & 0x7F == 0 ? "failed with status \(status >> 8)" : "was ended by signal \(status & 0x7F)"
+            let reason =
+                status & 0x7F == 0 ? "failed with status \(status >> 8)" : "was ended by signal \(status & 0x7F)"
             throw GuestBuildError("'\(arguments.joined(separator: " "))' \(reason)")
         }
         return text.last == "\n" ? String(text.dropLast()) : text

@@ -12,9 +12,10 @@ struct HostReport {
     mutating func addProcessor() {
         let information = Self.contents(of: "/proc/cpuinfo")
         let flags = Set(Self.field("flags", in: information).split(separator: " "))
-        heading("processor: \(Self.field("model name", in: information)), \(sysconf(CInt(_SC_NPROCESSORS_ONLN))) online")
+        heading(
+            "processor: \(Self.field("model name", in: information)), \(sysconf(CInt(_SC_NPROCESSORS_ONLN))) online")
         for (flag, purpose) in [
-            ("bmi2", "flag-free address checks in translated code"), ("avx2", "guest AVX2 instructions"),
+            ("bmi2", "flag-free address checks in translated code"), ("avx2", "guest AVX2 instructions")
         ] {
             entry(flag, flags.contains(Substring(flag)) ? "yes" : "missing: required (\(purpose))")
             if !flags.contains(Substring(flag)) { canRun = false }
@@ -28,9 +29,10 @@ struct HostReport {
         for (package, purpose) in [
             ("libzydis4.0", "required: decoder"), ("apt", "for 'martlet guest build'"),
             ("dpkg", "for 'martlet guest build'"), ("tar", "for 'martlet guest build'"),
-            ("qemu-system-x86", "for tests and comparisons"),
+            ("qemu-system-x86", "for tests and comparisons")
         ] {
-            let isInstalled = access("/var/lib/dpkg/info/\(package).list", F_OK) == 0
+            let isInstalled =
+                access("/var/lib/dpkg/info/\(package).list", F_OK) == 0
                 || access("/var/lib/dpkg/info/\(package):amd64.list", F_OK) == 0
             entry(package, isInstalled ? "yes" : "not installed (\(purpose))")
         }

@@ -4,6 +4,12 @@ import SystemPackage
 import Synchronization
 import Testing
 
+/// What concurrent builders count.
+private final class Progress: Sendable {
+    let builds = Atomic(0)
+    let waits = Atomic(0)
+}
+
 @Suite struct GuestCacheTests {
     private let files = GuestFiles(kernel: [1, 2, 3], initramfs: [4, 5], manifest: "linux 6.1\n")
 
@@ -65,20 +71,15 @@ import Testing
         let directory = try TemporaryDirectory()
         let cache = GuestCache(directory: directory.path)
         let files = files
-        let builds = Atomic(0)
-        let waits = Atomic(0)
-        let bothAsked = Atomic(false)
+        let progress = Progress()
         try await withThrowingTaskGroup(of: String.self) { group in
             for index in 0..<2 {
                 group.addTask {
-                    let report: (String) -> Void = { _ in
-                        waits.add(1, ordering: .relaxed)
-                        bothAsked.store(true, ordering: .releasing)
-                    }
+                    let report: (String) -> Void = { _ in progress.waits.add(1, ordering: .releasing) }
                     return try cache.guest(.cloud, report: report) { _ in
-                        builds.add(1, ordering: .relaxed)
+                        progress.builds.add(1, ordering: .relaxed)
                         // Holds the lock until the other has reported that it waits.
-                        while !bothAsked.load(ordering: .acquiring) { usleep(1000) }
+                        while progress.waits.load(ordering: .acquiring) == 0 { usleep(1000) }
                         return GuestFiles(kernel: files.kernel, initramfs: [], manifest: "built by \(index)\n")
                     }.manifest
                 }
@@ -87,7 +88,7 @@ import Testing
             for try await manifest in group { manifests.insert(manifest) }
             #expect(manifests.count == 1)
         }
-        #expect(builds.load(ordering: .relaxed) == 1)
-        #expect(waits.load(ordering: .relaxed) == 1)
+        #expect(progress.builds.load(ordering: .relaxed) == 1)
+        #expect(progress.waits.load(ordering: .relaxed) == 1)
     }
 }

@@ -57,11 +57,15 @@ let package = Package(
                 "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
+        .target(name: "Machine", dependencies: ["Devices", "KVMInterface"], swiftSettings: strict),
+        .target(
+            name: "DefaultGuest",
+            dependencies: [.product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: strict),
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM",
+                "Machine", "UserspaceKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -76,5 +80,7 @@ let package = Package(
             swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
+        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
     ]
 )

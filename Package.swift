@@ -57,7 +57,7 @@ let package = Package(
                 "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
-        .target(name: "Machine", dependencies: ["Devices", "KVMInterface"], swiftSettings: strict),
+            swiftSettings: strict),
         .target(
             name: "DefaultGuest",
             dependencies: [.product(name: "SystemPackage", package: "swift-system")],

@@ -37,9 +37,15 @@ let package = Package(
         .target(name: "X86", dependencies: ["Addressing", "CZydis"], swiftSettings: execution),
         .target(name: "GuestMemory", dependencies: ["RCU", "Addressing", "Host"], swiftSettings: execution),
         .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU"], swiftSettings: execution),
-        .target(name: "Interrupts", dependencies: ["RCU", "Addressing"], swiftSettings: execution),
+        .target(
+            name: "Interrupts",
+            dependencies: ["RCU", "Addressing", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: execution),
         .target(name: "Translator", dependencies: ["X86", "MMU", "Host", "CZydis"], swiftSettings: execution),
-        .target(name: "KVMInterface", dependencies: ["CHost", "Addressing", "Host"], swiftSettings: strict),
+        .target(
+            name: "KVMInterface",
+            dependencies: ["CHost", "Addressing", "Host", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
         .target(
             name: "UserspaceKVM",
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU"],
@@ -52,14 +58,19 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: strict),
+        .target(
+            name: "DefaultGuest",
+            dependencies: [.product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM",
+                "Machine", "UserspaceKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [
@@ -67,5 +78,9 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: execution),
+        .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
+        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
     ]
 )

@@ -54,6 +54,8 @@ public struct DecodedInstruction: Sendable {
         public var isHidden = false
         public var isRead = false
         public var isWritten = false
+        /// Where the instruction names it.
+        public var place: Place = .implied
         /// The size in bits.
         public var size: UInt16 = 0
         /// For `.register`.
@@ -68,6 +70,9 @@ public struct DecodedInstruction: Sendable {
         public init() {}
 
         public enum Kind: UInt8, Sendable { case none, register, memory, pointer, immediate }
+
+        /// The field of the encoding that holds an operand.
+        public enum Place: UInt8, Sendable { case implied, modrmReg, modrmRM, opcode, vexV, immediate }
     }
 
     /// The parts of an effective address.

@@ -23,10 +23,6 @@ extension Processor {
         PagingContext(cr0: system.cr0, cr3: system.cr3, cr4: system.cr4, efer: system.efer)
     }
 
-    private func isCanonical(_ linear: UInt64) -> Bool {
-        UInt64(bitPattern: Int64(bitPattern: linear << 16) >> 16) == linear
-    }
-
     /// Checks or truncates a linear address as the mode says.
     func normalized(_ linear: UInt64) throws(GuestFault) -> UInt64 {
         if mode.codeSize == .bits64 {
@@ -290,7 +286,8 @@ extension Processor {
 
     /// The effective linear address of a memory operand, segment base added and truncated to the address size.
     /// `rip`-relative operands count from the end of the instruction.
-    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64 {
+    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64
+    {
         typealias Operand = DecodedInstruction.MemoryOperand
         var address = UInt64(bitPattern: operand.displacement)
         if operand.base == Operand.instructionPointer {
@@ -330,6 +327,7 @@ extension Processor {
             rawValue: state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self))
         let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
         missFault = nil
+        followModeTag()
         do throws(GuestFault) {
             let address = try normalized(linear)
             if Int(address & 0xFFF) + descriptor.byteCount <= 4096,

@@ -192,7 +192,8 @@ extension GuestMemory {
     /// Changes the inactive set.
     private func replace(_ old: MemorySlot.Pointer?, with new: MemorySlot.Pointer?) {
         let addressSpace = Int((old ?? new)!.pointee.addressSpace)
-        spaces[addressSpace].inactive.pointee.replace(old, with: new)
+        let inactive = spaces[addressSpace].inactive
+        inactive.pointee.replace(old, with: new)
     }
 
     /// Makes the inactive set active and repeats the change in the other: both are the same then, and readers of `old`

@@ -88,7 +88,7 @@ extension GuestMemory {
         }
         let active = spaces[Int(requested.addressSpace)].active.load()!
         guard !active.pointee.overlaps(requested.frames, except: requested.id) else { throw .fileExists }
-        // The greatest frame number is below 2^40, so frames can be added up to this point and from here on.
+        // KVM looks for overlaps first, so that a range that is also too high gives EEXIST.
         guard requested.frames.upperBound.value <= Self.frameCount else { throw .invalidArgument }
         return change
     }

@@ -53,5 +53,6 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
     ]
 )

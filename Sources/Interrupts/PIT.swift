@@ -172,7 +172,7 @@ public final class PIT: Sendable {
                 writeControl(value, &state, now)
             case 0x61:
                 state.isSpeakerOn = value & 2 != 0
-                _ = state.channels[2].setGate(value & 1 != 0, now: now)
+                state.channels[2].setGate(value & 1 != 0, now: now)
             default:
                 break
             }

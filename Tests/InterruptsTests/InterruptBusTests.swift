@@ -28,7 +28,7 @@ import Testing
         for (index, vcpu) in machine.vcpus.enumerated() {
             vcpu.write(APICRegister.destinationFormat, 0)
             // Clusters 0 and 1 of two members each.
-            vcpu.write(APICRegister.logicalDestination, UInt32(index / 2 << 4 | 1 << (index % 2)) << 24)
+            vcpu.write(APICRegister.logicalDestination, UInt32((index / 2) << 4 | 1 << (index % 2)) << 24)
         }
         #expect(bus.deliver(InterruptMessage(destination: 0x12, destinationMode: .logical, vector: 0x51)) == 1)
         #expect(machine.receivers(of: 0x51) == [3])

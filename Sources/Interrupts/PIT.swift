@@ -98,7 +98,6 @@ public final class PIT: Sendable {
         }
         state.nextEdge &+= count
         state.backlog = min(state.backlog.saturatingAdd(count), Self.maximumBacklog)
-        if !state.reinjects { state.backlog = 1 }
     }
 
     private func deliverTick(_ state: inout State) {

@@ -46,6 +46,8 @@ import Testing
         #expect(machine.receivers(of: 0x40) == [16, 19])
         #expect(sender.apic.writeMSR(0x830, 0xFFFF_FFFF_0000_0041, now: sender.time))
         #expect(machine.receivers(of: 0x41) == Array(0..<20))
+        #expect(machine.vcpus[17].apic.matches(destination: 0x0001_0002, mode: .logical))
+        #expect(!machine.vcpus[1].apic.matches(destination: 0x0001_0002, mode: .logical))
         // 0xFF is an ordinary destination of IPIs, and everybody for devices.
         #expect(sender.apic.writeMSR(0x830, 0x0000_00FF_0000_0052, now: sender.time))
         #expect(machine.receivers(of: 0x52) == [])

@@ -57,7 +57,12 @@ import Testing
         vcpu.write(APICRegister.taskPriority, 0x4F)
         #expect(vcpu.apic.taskPriority == 4)
         #expect(vcpu.read(APICRegister.processorPriority) == 0x4F)
-        #expect(vcpu.apic.highestPendingVector == 0x5F)
+        #expect(vcpu.apic.acknowledge() == 0x5F)
+        // Of task priority and interrupt in service, the higher class counts, and of equals the task priority.
+        vcpu.write(APICRegister.taskPriority, 0x5A)
+        #expect(vcpu.read(APICRegister.processorPriority) == 0x5A)
+        vcpu.write(APICRegister.taskPriority, 0x4A)
+        #expect(vcpu.read(APICRegister.processorPriority) == 0x50)
     }
 
     @Test func onlyLevelTriggeredInterruptsReportTheirEnd() {

@@ -35,33 +35,33 @@ import Testing
         let finished = Atomic<Int>(0)
     }
 
-    @Test func nothingIsLostOrDoubled() async {
+    @Test func nothingIsLostOrDoubled() {
         let owner = Owner()
         let counters = Counters()
-        let posters = 3
-        let rounds = 40_000
-        await withTaskGroup(of: Void.self) { group in
-            for poster in 0..<posters {
-                group.addTask {
-                    for round in 0..<rounds {
-                        let vector = UInt8(16 + (round &* 7 &+ poster) % 240)
-                        let message = InterruptMessage(destination: 0, vector: vector)
-                        if owner.apic.accept(message) == .delivered {
-                            counters.delivered.wrappingAdd(1, ordering: .relaxed)
-                        }
-                        if round % 64 == 0 { sched_yield() }
+        let posterCount = 3
+        let posters = (0..<posterCount).map { poster in
+            { @Sendable in
+                for round in 0..<40_000 {
+                    let vector = UInt8(16 + (round &* 7 &+ poster) % 240)
+                    let message = InterruptMessage(destination: 0, vector: vector)
+                    if owner.apic.accept(message) == .delivered {
+                        counters.delivered.wrappingAdd(1, ordering: .relaxed)
                     }
-                    counters.finished.wrappingAdd(1, ordering: .sequentiallyConsistent)
+                    if round % 64 == 0 { sched_yield() }
                 }
-            }
-            group.addTask {
-                while counters.finished.load(ordering: .sequentiallyConsistent) < posters {
-                    owner.work()
-                    sched_yield()
-                }
-                owner.work()
+                counters.finished.wrappingAdd(1, ordering: .sequentiallyConsistent)
             }
         }
+        runThreads(
+            posters + [
+                { @Sendable in
+                    while counters.finished.load(ordering: .sequentiallyConsistent) < posterCount {
+                        owner.work()
+                        sched_yield()
+                    }
+                    owner.work()
+                }
+            ])
         #expect(owner.acknowledged == counters.delivered.load(ordering: .relaxed))
         #expect(owner.acknowledged > 0)
         #expect(!owner.apic.hasPendingInterrupt)

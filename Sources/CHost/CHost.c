@@ -1,1 +1,38 @@
+// Checks that the constants repeated in the headers, which must import without _GNU_SOURCE, are the system's.
+
 #include "CHost.h"
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#define SAME(name) _Static_assert(MARTLET_##name == name, #name)
+SAME(REG_R8);
+SAME(REG_R9);
+SAME(REG_R10);
+SAME(REG_R11);
+SAME(REG_R12);
+SAME(REG_R13);
+SAME(REG_R14);
+SAME(REG_R15);
+SAME(REG_RDI);
+SAME(REG_RSI);
+SAME(REG_RBP);
+SAME(REG_RBX);
+SAME(REG_RDX);
+SAME(REG_RAX);
+SAME(REG_RCX);
+SAME(REG_RSP);
+SAME(REG_RIP);
+SAME(REG_EFL);
+SAME(REG_CSGSFS);
+SAME(REG_ERR);
+SAME(REG_TRAPNO);
+SAME(REG_OLDMASK);
+SAME(REG_CR2);
+SAME(MFD_CLOEXEC);
+SAME(MFD_ALLOW_SEALING);
+SAME(F_ADD_SEALS);
+SAME(F_GET_SEALS);
+SAME(F_SEAL_SEAL);
+SAME(F_SEAL_SHRINK);
+SAME(F_SEAL_GROW);
+SAME(F_SEAL_WRITE);

@@ -1,17 +1,297 @@
-import CZydis
+import CHost
+import GuestMemory
+import Host
+import MMU
+import Synchronization
+import SystemPackage
 import X86
 
 /// One x86-64 processor: its state, its view of memory, and the means to run guest code.
 ///
-/// > Concurrency: confined to the thread inside `KVM_RUN`, except where a member says otherwise.
+/// > Concurrency: confined to the thread inside `KVM_RUN`, except where a member says otherwise. That thread is inside a
+/// read section of the guest memory's RCU domain while it calls in here.
 public final class Processor {
     public let state: CPUState
     public var system = SystemRegisters()
     public unowned let platform: any ProcessorPlatform
 
-    public init(state: CPUState, platform: any ProcessorPlatform) {
-        self.state = state
+    let memory: GuestMemory
+    let walk: GuestWalk
+    let tlb: SoftTLB
+    let cache: TranslationCache
+    let decoder = Decoder()
+    private let enterRoutine: EnterRoutine
+
+    /// How blocks are translated now, and the number the cache gave that.
+    var mode = TranslationMode()
+    var modeNumber: UInt8 = 0
+    /// The number of the mode with the other RFLAGS.AC, in 64-bit mode at CPL 0.
+    var otherModeNumber: UInt8?
+    private var knownModes: [(mode: TranslationMode, number: UInt8)] = []
+    private var seenEpoch: UInt64 = 0
+
+    /// The fault of the last access that translated code gave up on.
+    var missFault: GuestFault?
+    /// What the client has answered for the instruction being executed, and how much of it has been used.
+    var clientAccesses: [(request: ClientRequest, value: UInt64)] = []
+    var usedClientAccesses = 0
+    var pendingClientRequest: ClientRequest?
+    /// The last instruction executed in Swift was INT n or its like.
+    var executedInterrupt = false
+    /// RIP behind the instruction that set `system.interruptShadow`.
+    var shadowRIP: UInt64 = 0
+    /// Set by the caller of ``run()`` when an interrupt waits for ``canAcceptInterrupt``: `run()` then returns
+    /// `.attention` at the first instruction boundary where it could be delivered.
+    public var wantsInterruptWindow: Bool {
+        get { state.base.load(fromByteOffset: CPUState.interruptWindowOffset, as: UInt32.self) != 0 }
+        set {
+            state.base.storeBytes(of: newValue ? 1 : 0, toByteOffset: CPUState.interruptWindowOffset, as: UInt32.self)
+        }
+    }
+
+    private typealias EnterRoutine = @convention(c) (UnsafeMutableRawPointer, UInt64) -> Void
+    private typealias PlainRoutine = @convention(c) () -> Void
+
+    /// - Parameters:
+    ///   - memory: the guest's memory slots.
+    ///   - cache: the machine's translated code.
+    ///   - platform: what surrounds the processor; must outlive it.
+    /// - Throws: the errno of a failed mapping, e.g. `Errno.noMemory`.
+    public init(memory: GuestMemory, cache: TranslationCache, platform: any ProcessorPlatform) throws(Errno) {
+        self.memory = memory
+        self.cache = cache
         self.platform = platform
+        walk = GuestWalk(memory: memory)
+        tlb = try SoftTLB()
+        state = tlb.state
+        // SAFETY: the address is that of a routine with this signature in the cache's buffer, which `cache` keeps alive.
+        enterRoutine = unsafeBitCast(UInt(cache.trampolines.enter), to: EnterRoutine.self)
+        let handler: @convention(c) (UnsafeMutableRawPointer) -> Int32 = { base in Processor.handleMiss(base) }
+        cache.trampolines.install(
+            in: state, fillHandler: UInt64(UInt(bitPattern: unsafeBitCast(handler, to: Int.self))))
+        HostFaults.install(state, cache)
+        state.base.storeBytes(
+            of: UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())),
+            toByteOffset: CPUState.processorOffset, as: UInt64.self)
+        for mask in BlockTranslator.FlagMask.allCases {
+            state.base.storeBytes(of: mask.value, toByteOffset: mask.offset, as: UInt64.self)
+        }
+        reset()
+    }
+
+    deinit { decoder.destroy() }
+
+    /// Puts the processor into its state after RESET (or INIT, which keeps the vector registers and some others).
+    /// > Source: APM volume 2, section 14.1.3.
+    public func reset() {
+        system = SystemRegisters()
+        for register in GeneralRegister.allCases { state[register] = 0 }
+        state[.rdx] = 0x600
+        state.rip = 0xFFF0
+        state.rflags = 2
+        for i in 0..<16 { state.vectorRegister(i).initializeMemory(as: UInt8.self, repeating: 0, count: 32) }
+        let fxsave = state.fxsaveArea
+        fxsave.initializeMemory(as: UInt8.self, repeating: 0, count: 512)
+        fxsave.storeBytes(of: 0x40, toByteOffset: 0, as: UInt16.self)
+        state.mxcsr = 0x1F80
+        isX87Live = false
+        for segment in SegmentRegister.allCases { state.setSegmentBase(segment, system[segment].base) }
+        clientAccesses.removeAll()
+        usedClientAccesses = 0
+        pendingClientRequest = nil
+        wantsInterruptWindow = false
+        tlb.flushAll()
+        walk.flush()
+        modeDidChange()
+    }
+
+    // MARK: Host registers
+
+    var isX87Live: Bool {
+        get { state.base.load(fromByteOffset: CPUState.x87LiveOffset, as: UInt32.self) != 0 }
+        set { state.base.storeBytes(of: newValue ? 1 : 0, toByteOffset: CPUState.x87LiveOffset, as: UInt32.self) }
+    }
+
+    private func call(_ routine: UInt64) {
+        // SAFETY: one of the argument-less routines of the trampolines; GS base is this processor's.
+        unsafeBitCast(UInt(routine), to: PlainRoutine.self)()
+    }
+
+    /// Runs `body` with GS base at the state, the guest's MXCSR loaded, and puts the host's back.
+    func withGuestControl<Result>(_ body: () -> Result) -> Result {
+        let hostBase = martlet_rdgsbase()
+        martlet_wrgsbase(UInt64(UInt(bitPattern: state.base)))
+        call(cache.trampolines.loadControl)
+        let result = body()
+        martlet_wrgsbase(UInt64(UInt(bitPattern: state.base)))
+        saveX87()
+        call(cache.trampolines.saveControl)
+        martlet_wrgsbase(hostBase)
+        return result
+    }
+
+    /// Moves the guest's x87 registers from the host's to the state, if they are there.
+    func saveX87() {
+        guard isX87Live else { return }
+        call(cache.trampolines.saveX87)
+        isX87Live = false
+        let scratch = state.base + Trampolines.fxsaveScratchOffset
+        // The instruction and data pointers are the host's: kept out. FCW, FSW, FTW and the eight registers go over.
+        let area = state.fxsaveArea
+        area.copyMemory(from: scratch, byteCount: 6)
+        (area + 6).initializeMemory(as: UInt8.self, repeating: 0, count: 18)
+        (area + 32).copyMemory(from: scratch + 32, byteCount: 128)
+    }
+
+    func loadX87() {
+        call(cache.trampolines.loadX87)
+        isX87Live = true
+    }
+
+    /// Runs `body` with x87 registers and MXCSR in the state, as instruction implementations expect them.
+    func withFloatingPointInState<Result>(_ body: () throws(GuestFault) -> Result) throws(GuestFault) -> Result {
+        saveX87()
+        call(cache.trampolines.storeMXCSR)
+        defer { call(cache.trampolines.reloadMXCSR) }
+        return try body()
+    }
+
+    /// Runs the block at `code` until it leaves.
+    /// - Returns: the exit word.
+    func enter(_ code: UInt64) -> UInt32 {
+        enterRoutine(tlb.activeBase, code)
+        return state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self)
+    }
+
+    /// Forgets jumps into code that a reset of the cache has dropped.
+    func followCacheResets() {
+        let epoch = cache.epoch.load(ordering: .acquiring)
+        guard epoch != seenEpoch else { return }
+        seenEpoch = epoch
+        knownModes.removeAll()
+        tlb.dropAllJumps()
+        modeDidChange()
+    }
+
+    // MARK: Mode
+
+    /// Recomputes what is derived from CR0, CR4, EFER, CS, SS, CPL and RFLAGS. To be called after each change of those,
+    /// except for the six arithmetic flags, DF, IF and ID.
+    public func modeDidChange() {
+        var mode = TranslationMode()
+        let is64 = system.is64BitMode
+        mode.codeSize = is64 ? .bits64 : system.cs.isDefault32 ? .bits32 : .bits16
+        mode.hasWideStack = is64 || system.ss.isDefault32
+        let flags = state.systemFlags
+        if system.cpl == 3 {
+            mode.tlbMode = .user
+        } else {
+            mode.tlbMode = flags & RFlags.alignmentCheck != 0 ? .supervisorOverride : .supervisor
+        }
+        let blocked = system.cr0 & (CR0.emulation | CR0.taskSwitched)
+        mode.allowsX87 = blocked == 0
+        mode.allowsSSE = blocked == 0 && system.cr4 & CR4.fxsave != 0
+        mode.allowsAVX =
+            system.cr0 & CR0.taskSwitched == 0 && system.cr4 & CR4.xsave != 0 && system.xcr0 & 6 == 6
+            && system.isProtectedMode && flags & RFlags.virtual8086 == 0
+        mode.singleSteps = flags & RFlags.trap != 0
+        mode.isVirtual8086 = flags & RFlags.virtual8086 != 0
+        mode.isProtected = system.isProtectedMode
+        mode.isSystem = system.cpl == 0
+        if !is64 {
+            for segment in SegmentRegister.allCases where state.segmentBase(segment) != 0 {
+                mode.setBase(segment, true)
+            }
+        }
+        guard mode != self.mode || knownModes.isEmpty else { return }
+        self.mode = mode
+        modeNumber = number(of: mode)
+        // Translated code changes between these two by itself.
+        otherModeNumber = nil
+        if mode.isSystem && is64 {
+            var other = mode
+            other.tlbMode = mode.tlbMode == .supervisor ? .supervisorOverride : .supervisor
+            otherModeNumber = number(of: other)
+            // Numbering the other one may have reset the cache.
+            modeNumber = number(of: mode)
+        }
+        tlb.selectMode(number: UInt64(modeNumber))
+    }
+
+    private func number(of mode: TranslationMode) -> UInt8 {
+        if let known = knownModes.first(where: { $0.mode == mode }) { return known.number }
+        while true {
+            if let number = cache.number(of: mode) {
+                knownModes.append((mode, number))
+                return number
+            }
+            platform.withOthersPaused { cache.reset() }
+            seenEpoch = cache.epoch.load(ordering: .acquiring)
+            knownModes.removeAll()
+            tlb.dropAllJumps()
+        }
+    }
+
+    /// Translated code executes STAC and CLAC by itself and leaves the new mode in the mode tag.
+    func followModeTag() {
+        let number = UInt8(truncatingIfNeeded: (tlb.modeTag >> 48) &- 1) & 127
+        if number != modeNumber { modeDidChange() }
+    }
+
+    // MARK: Requests
+
+    private var attention: UnsafeMutablePointer<Atomic<UInt32>> {
+        (state.base + CPUState.attentionOffset).assumingMemoryBound(to: Atomic<UInt32>.self)
+    }
+
+    /// Something wants the processor to leave guest code soon (interrupt, request, signal). Long repeat loops look at it.
+    public var hasAttention: Bool { attention.pointee.load(ordering: .relaxed) != 0 }
+
+    /// Raises the attention flag: guest code is left at the next block. > Concurrency: any thread.
+    public func raiseAttention() { attention.pointee.store(1, ordering: .sequentiallyConsistent) }
+
+    /// Lowers it. > Concurrency: the owner, before it looks at its requests.
+    public func clearAttention() { attention.pointee.store(0, ordering: .sequentiallyConsistent) }
+
+    /// Performs what others asked for. > Concurrency: the owner, outside guest code.
+    public func perform(_ requests: ProcessorRequests) {
+        if requests.contains(.flushTLB) {
+            tlb.flushAll()
+            walk.flush()
+        }
+        if requests.contains(.dropWriteEntries) { tlb.dropWriteEntries() }
+        if requests.contains(.dropJumpCache) { tlb.dropAllJumps() }
+    }
+
+    /// Whether an external interrupt could be delivered now: IF is set, no shadow, no other event pending.
+    public var canAcceptInterrupt: Bool {
+        state.systemFlags & RFlags.interrupt != 0 && !isInShadow && system.pendingEvent == nil
+    }
+
+    /// STI or a load of SS was the previous instruction.
+    var isInShadow: Bool { system.interruptShadow && state.rip == shadowRIP }
+
+    // MARK: Flushes
+
+    /// Drops cached translations.
+    public func flushTLB(_ scope: TLBFlush) {
+        walk.flush()
+        switch scope {
+        case .all: tlb.flushAll()
+        case .allNonGlobal: tlb.flushNonGlobal()
+        case .context(let pcid): tlb.flush(pcid: pcid)
+        case .page(let linear): tlb.flush(page: linear, pcid: nil)
+        case .pageInContext(let linear, let pcid): tlb.flush(page: linear, pcid: pcid)
+        case .contextSwitch(let preserving):
+            let pcid = currentContext
+            tlb.activate(pcid: pcid)
+            if !preserving { tlb.flush(pcid: pcid) }
+        }
+    }
+
+    /// The current PCID; 0 when they are off.
+    var currentContext: UInt16 {
+        system.cr4 & CR4.processContextIdentifiers != 0 ? UInt16(system.cr3 & 0xFFF) : 0
     }
 }
 
@@ -24,87 +304,6 @@ public enum AccessPrivilege: Sendable {
     case system
 }
 
-extension Processor {
-    /// Reads a little-endian integer at a linear address; page-crossing and memory-mapped I/O are handled.
-    public func read<T: FixedWidthInteger>(
-        _ linear: UInt64, as type: T.Type, _ privilege: AccessPrivilege = .current
-    ) throws(GuestFault) -> T { fatalError() }
-
-    /// Writes a little-endian integer at a linear address. A fault on any page leaves all of it unwritten.
-    public func write<T: FixedWidthInteger>(
-        _ linear: UInt64, _ value: T, _ privilege: AccessPrivilege = .current
-    ) throws(GuestFault) { fatalError() }
-
-    public func readBytes(
-        _ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ privilege: AccessPrivilege = .current
-    ) throws(GuestFault) { fatalError() }
-
-    /// Writes all bytes or, on a fault, none.
-    public func writeBytes(
-        _ linear: UInt64, from buffer: UnsafeRawBufferPointer, _ privilege: AccessPrivilege = .current
-    ) throws(GuestFault) { fatalError() }
-
-    /// Checks that `byteCount` bytes may be written, without writing.
-    public func probeWrite(
-        _ linear: UInt64, byteCount: Int, _ privilege: AccessPrivilege = .current
-    ) throws(GuestFault) { fatalError() }
-
-    /// The host address of `linear` if it is plain RAM: valid to the end of its 4 KiB page and until the next guest
-    /// instruction; nil for memory-mapped I/O, and for writes also where a write needs help (translated code,
-    /// dirty logging, read-only). Faults as the access itself would.
-    public func hostPointer(
-        _ linear: UInt64, forWriting: Bool, _ privilege: AccessPrivilege = .current
-    ) throws(GuestFault) -> UnsafeMutableRawPointer? { fatalError() }
-
-    /// Port input: from the core's devices, or from the client's answer; throws `.needsClient` if there is none yet.
-    public func readPort(_ port: UInt16, byteCount: Int) throws(GuestFault) -> UInt32 { fatalError() }
-    public func writePort(_ port: UInt16, byteCount: Int, value: UInt32) throws(GuestFault) { fatalError() }
-
-    /// Forgets the client's answers used so far. String instructions call it after each completed iteration.
-    public func commitClientAccesses() { fatalError() }
-
-    /// Something wants the processor to leave guest code soon (interrupt, request, signal). Long repeat loops look at it.
-    public var hasAttention: Bool { fatalError() }
-
-    /// Runs guest code until something needs the caller. Delivers `system.pendingEvent` first, if there is one.
-    public func run() -> RunResult { fatalError() }
-
-    /// The client's answer to the read that ``run()`` last asked for; writes are acknowledged with 0.
-    public func answerClientRead(_ value: UInt64) { fatalError() }
-
-    /// Whether an external interrupt could be delivered now: IF is set, no shadow, no other event pending.
-    public var canAcceptInterrupt: Bool { fatalError() }
-
-    /// Set by the caller of ``run()`` when an interrupt waits for ``canAcceptInterrupt``: `run()` then returns `.attention`
-    /// at the first instruction boundary where it could be delivered.
-    public var wantsInterruptWindow: Bool {
-        get { fatalError() }
-        set { fatalError() }
-    }
-
-    /// Raises the attention flag: guest code is left at the next block. > Concurrency: any thread.
-    public func raiseAttention() { fatalError() }
-
-    /// Lowers it. > Concurrency: the owner, before it looks at its requests.
-    public func clearAttention() { fatalError() }
-
-    /// Performs what others asked for. > Concurrency: the owner, outside guest code.
-    public func perform(_ requests: ProcessorRequests) { fatalError() }
-
-    /// Recomputes what is derived from CR0, CR4, EFER, CS, SS, CPL and RFLAGS. To be called after each change of those,
-    /// except for the six arithmetic flags, DF, IF and ID.
-    public func modeDidChange() { fatalError() }
-
-    /// Drops cached translations.
-    public func flushTLB(_ scope: TLBFlush) { fatalError() }
-
-    /// The effective linear address of a memory operand, segment base added and truncated to the address size.
-    /// `rip`-relative operands count from the end of the instruction.
-    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64 {
-        fatalError()
-    }
-}
-
 /// What ``Processor/flushTLB(_:)`` drops.
 public enum TLBFlush: Sendable {
     /// Everything, global pages included.
@@ -113,10 +312,10 @@ public enum TLBFlush: Sendable {
     case allNonGlobal
     /// Non-global entries of one PCID.
     case context(pcid: UInt16)
-    /// One page in the current PCID, and global entries for it in all (INVLPG).
+    /// One page in every PCID, global entries included (INVLPG).
     case page(UInt64)
-    /// One page in one PCID, not global ones (INVPCID type 0).
+    /// One page in one PCID (INVPCID type 0).
     case pageInContext(UInt64, pcid: UInt16)
-    /// The address space switched to CR3 value `cr3` (PCID included when enabled), `preserving` bit 63 was set.
+    /// CR3 was written; `preserving`: bit 63 was set.
     case contextSwitch(preserving: Bool)
 }

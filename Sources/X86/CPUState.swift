@@ -27,6 +27,8 @@ public struct CPUState {
     @inlinable public static var tlbIndexMaskOffset: Int { 0x0B0 }
     @inlinable public static var pageMaskOffset: Int { 0x0B8 }
     @inlinable public static var jumpIndexMaskOffset: Int { 0x0C0 }
+    /// What is added to a jump target before it is looked up: translation mode and jump-cache generation in bits 48–63.
+    @inlinable public static var modeTagOffset: Int { 0x1F8 }
     @inlinable public static var hostStackPointerOffset: Int { 0x0C8 }
     @inlinable public static var exitReasonOffset: Int { 0x0D0 }
     @inlinable public static var exitValueOffset: Int { 0x0D8 }
@@ -40,7 +42,15 @@ public struct CPUState {
     @inlinable public static var hostControlOffset: Int { 0x1D0 }
     /// 32 bits: the guest's x87 state is in the host's registers.
     @inlinable public static var x87LiveOffset: Int { 0x1D8 }
-    /// Fault record written by the signal handler: trap number, error code, host pc, address.
+    /// Constants that translated code masks flags with.
+    @inlinable public static var flagMasksOffset: Int { 0x720 }
+    /// 32 bits: an interrupt waits for IF to be set.
+    @inlinable public static var interruptWindowOffset: Int { 0x740 }
+    /// Executable addresses of translated code (start, end) and of the routine faults are redirected to.
+    @inlinable public static var codeRangeOffset: Int { 0x700 }
+    /// The `Processor` object, unretained.
+    @inlinable public static var processorOffset: Int { 0x1F0 }
+    /// Fault record written by the signal handler: trap number (32 bits; −1 when empty), error code (32 bits), host pc.
     @inlinable public static var faultRecordOffset: Int { 0x1E0 }
     /// YMM0–YMM15, 32 bytes each.
     @inlinable public static var vectorRegistersOffset: Int { 0x200 }
@@ -60,7 +70,8 @@ extension CPUState {
     @inlinable public subscript(_ register: GeneralRegister) -> UInt64 {
         get { base.load(fromByteOffset: Self.generalRegistersOffset + register.index * 8, as: UInt64.self) }
         nonmutating set {
-            base.storeBytes(of: newValue, toByteOffset: Self.generalRegistersOffset + register.index * 8, as: UInt64.self)
+            base.storeBytes(
+                of: newValue, toByteOffset: Self.generalRegistersOffset + register.index * 8, as: UInt64.self)
         }
     }
 

@@ -54,6 +54,8 @@ public struct DecodedInstruction: Sendable {
         public var isHidden = false
         public var isRead = false
         public var isWritten = false
+        /// Where the instruction names it.
+        public var place: Place = .implied
         /// The size in bits.
         public var size: UInt16 = 0
         /// For `.register`.
@@ -68,6 +70,9 @@ public struct DecodedInstruction: Sendable {
         public init() {}
 
         public enum Kind: UInt8, Sendable { case none, register, memory, pointer, immediate }
+
+        /// The field of the encoding that holds an operand.
+        public enum Place: UInt8, Sendable { case implied, modrmReg, modrmRM, opcode, vexV, immediate }
     }
 
     /// The parts of an effective address.
@@ -102,7 +107,9 @@ public struct DecodedInstruction: Sendable {
     @inlinable public func hasAttribute(_ bit: UInt64) -> Bool { attributes & bit != 0 }
     /// A LOCK prefix, or XCHG with memory, which locks by itself.
     @inlinable public var isLocked: Bool { attributes & DecodedInstruction.lockAttribute != 0 }
-    @inlinable public var hasRepeat: Bool { attributes & (Self.repAttribute | Self.repeAttribute | Self.repneAttribute) != 0 }
+    @inlinable public var hasRepeat: Bool {
+        attributes & (Self.repAttribute | Self.repeAttribute | Self.repneAttribute) != 0
+    }
     @inlinable public var hasRepeatNotEqual: Bool { attributes & Self.repneAttribute != 0 }
 }
 

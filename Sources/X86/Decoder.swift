@@ -131,6 +131,17 @@ public struct Decoder {
         result.isRead = actions & 0x05 != 0
         result.isWritten = actions & 0x0A != 0
         result.size = raw.size
+        // A conditional write leaves the old value in place, which counts as reading it.
+        if actions & 0x08 != 0 { result.isRead = true }
+        result.place =
+            switch raw.encoding {
+            case ZYDIS_OPERAND_ENCODING_MODRM_REG: .modrmReg
+            case ZYDIS_OPERAND_ENCODING_MODRM_RM: .modrmRM
+            case ZYDIS_OPERAND_ENCODING_OPCODE: .opcode
+            case ZYDIS_OPERAND_ENCODING_NDSNDD: .vexV
+            case ZYDIS_OPERAND_ENCODING_IS4: .immediate
+            default: .implied
+            }
         switch raw.type {
         case ZYDIS_OPERAND_TYPE_REGISTER:
             result.kind = .register

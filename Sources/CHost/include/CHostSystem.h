@@ -1,0 +1,87 @@
+#pragma once
+
+// System calls that have no importable wrapper. Those that return int give 0 or the (positive) error number,
+// those that return a descriptor give it or the negated error number: none leaves its result in errno only.
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+// ioctl() with a pointer argument; -1 and errno as the C function.
+static inline int martlet_ioctl(int fd, unsigned long request, void *argument)
+{
+	return ioctl(fd, request, argument);
+}
+
+// ioctl() with an integer argument; -1 and errno as the C function.
+static inline int martlet_ioctl_value(int fd, unsigned long request, unsigned long argument)
+{
+	return ioctl(fd, request, argument);
+}
+
+static inline int martlet_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+{
+	return prctl(option, a, b, c, d);
+}
+
+// Flags of memfd_create() and seals of fcntl(), which the C library declares under _GNU_SOURCE only.
+enum {
+	MARTLET_MFD_CLOEXEC = 0x1,
+	MARTLET_MFD_ALLOW_SEALING = 0x2,
+	MARTLET_F_ADD_SEALS = 1033,
+	MARTLET_F_GET_SEALS = 1034,
+	MARTLET_F_SEAL_SEAL = 0x1,
+	MARTLET_F_SEAL_SHRINK = 0x2,
+	MARTLET_F_SEAL_GROW = 0x4,
+	MARTLET_F_SEAL_WRITE = 0x8,
+};
+
+static inline int martlet_memfd_create(const char *name, unsigned int flags)
+{
+	int fd = (int)syscall(SYS_memfd_create, name, flags);
+	return fd < 0 ? -errno : fd;
+}
+
+// Returns the value of the command (a mask for MEMBARRIER_CMD_QUERY) or the negated error number.
+static inline int martlet_membarrier(int command, unsigned int flags)
+{
+	int r = (int)syscall(SYS_membarrier, command, flags, 0);
+	return r < 0 ? -errno : r;
+}
+
+// Sleeps while *word == expected, until a wake-up or `deadline` (absolute, CLOCK_MONOTONIC; NULL: none).
+// 0, EAGAIN (value differs), ETIMEDOUT or EINTR.
+static inline int martlet_futex_wait(void *word, uint32_t expected, const struct timespec *deadline,
+				     _Bool process_private)
+{
+	int op = FUTEX_WAIT_BITSET | (process_private ? FUTEX_PRIVATE_FLAG : 0);
+	long r = syscall(SYS_futex, word, op, expected, deadline, NULL, FUTEX_BITSET_MATCH_ANY);
+	return r < 0 ? errno : 0;
+}
+
+// Wakes up to `count` sleepers; returns how many, or the negated error number.
+static inline int martlet_futex_wake(void *word, int count, _Bool process_private)
+{
+	int op = FUTEX_WAKE | (process_private ? FUTEX_PRIVATE_FLAG : 0);
+	long r = syscall(SYS_futex, word, op, count, NULL, NULL, 0);
+	return r < 0 ? -errno : (int)r;
+}
+
+static inline int martlet_gettid(void)
+{
+	return (int)syscall(SYS_gettid);
+}
+
+// Sends a signal to one thread of this process.
+static inline int martlet_tgkill(int tid, int signal)
+{
+	return syscall(SYS_tgkill, getpid(), tid, signal) < 0 ? errno : 0;
+}

@@ -1,0 +1,135 @@
+import CHost
+import Glibc
+import SystemPackage
+
+/// A range of host address space with one owner, unmapped when the owner ends.
+///
+/// Pages are committed when touched (`MAP_NORESERVE`), so a mapping may be far larger than the machine's memory.
+/// Does not guard against use after the owner ended: pointers derived from `baseAddress` must not outlive it.
+public struct MemoryMapping: ~Copyable, @unchecked Sendable {
+    /// The first byte; page-aligned.
+    public let baseAddress: UnsafeMutableRawPointer
+    /// The length in bytes; a multiple of the page size.
+    public let byteCount: Int
+
+    /// What accesses the pages allow.
+    public struct Protection: OptionSet, Sendable {
+        public let rawValue: Int32
+        public init(rawValue: Int32) { self.rawValue = rawValue }
+
+        public static let read = Protection(rawValue: PROT_READ)
+        public static let write = Protection(rawValue: PROT_WRITE)
+        public static let execute = Protection(rawValue: PROT_EXEC)
+        public static let none: Protection = []
+        public static let readWrite: Protection = [.read, .write]
+    }
+
+    private init(_ address: UnsafeMutableRawPointer, _ byteCount: Int) {
+        self.baseAddress = address
+        self.byteCount = byteCount
+    }
+
+    deinit { _ = munmap(baseAddress, byteCount) }
+
+    /// Maps fresh zeroed memory of this process alone.
+    ///
+    /// - Parameter byteCount: positive; rounded up to whole pages.
+    /// - Parameter alignment: a power of two; the base is a multiple of it.
+    /// - Throws: `Errno.invalidArgument` if `byteCount` is not positive, `Errno.noMemory` if the range is not to be had.
+    public static func anonymous(
+        byteCount: Int, protection: Protection = .readWrite, alignment: Int = 4096
+    ) throws(Errno) -> MemoryMapping {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+        guard alignment > 4096 else { return try map(nil, byteCount, protection, flags, -1, 0) }
+        precondition(alignment & (alignment - 1) == 0, "alignment must be a power of two: \(alignment)")
+        let size = try roundedToPages(byteCount)
+        let (padded, overflow) = size.addingReportingOverflow(alignment)
+        guard !overflow else { throw .noMemory }
+        let whole = try map(nil, padded, protection, flags, -1, 0)
+        let start = UInt(bitPattern: whole.release().address)
+        let aligned = (start + UInt(alignment) - 1) & ~(UInt(alignment) - 1)
+        let end = start + UInt(padded)
+        // SAFETY: `start ..< end` was mapped above and is owned by nobody else; head and tail are returned, and the
+        // aligned middle gets its owner in the last line.
+        if aligned > start { _ = munmap(UnsafeMutableRawPointer(bitPattern: start), Int(aligned - start)) }
+        let middleEnd = aligned + UInt(size)
+        if end > middleEnd { _ = munmap(UnsafeMutableRawPointer(bitPattern: middleEnd), Int(end - middleEnd)) }
+        return MemoryMapping(UnsafeMutableRawPointer(bitPattern: aligned)!, size)
+    }
+
+    /// Reserves address space that faults until a part is mapped with `place`.
+    public static func reserve(byteCount: Int, alignment: Int = 4096) throws(Errno) -> MemoryMapping {
+        try anonymous(byteCount: byteCount, protection: .none, alignment: alignment)
+    }
+
+    /// Maps a part of a file, shared with everything else that maps it.
+    ///
+    /// - Parameter offset: a multiple of the page size.
+    public static func shared(
+        _ file: borrowing OwnedDescriptor, offset: Int = 0, byteCount: Int, protection: Protection = .readWrite
+    ) throws(Errno) -> MemoryMapping {
+        try map(nil, byteCount, protection, MAP_SHARED | MAP_NORESERVE, file.rawValue, offset)
+    }
+
+    /// Replaces a part of this mapping by a part of a file, shared; the same part of a file may be placed at several
+    /// addresses, which then alias.
+    ///
+    /// - Parameter range: in bytes from `baseAddress`, whole pages, inside the mapping.
+    /// - Throws: `Errno.invalidArgument` if the range leaves the mapping or is not whole pages, else as `mmap`.
+    public borrowing func place(
+        _ file: borrowing OwnedDescriptor, offset: Int, in range: Range<Int>, protection: Protection = .readWrite
+    ) throws(Errno) {
+        try check(range)
+        let placed = mmap(
+            baseAddress + range.lowerBound, range.count, protection.rawValue,
+            MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file.rawValue, offset)
+        if placed == MAP_FAILED { throw lastError() }
+    }
+
+    /// Changes what accesses a part of the mapping allows. The C function is `mprotect`.
+    public borrowing func protect(_ range: Range<Int>, _ protection: Protection) throws(Errno) {
+        try check(range)
+        if mprotect(baseAddress + range.lowerBound, range.count, protection.rawValue) != 0 { throw lastError() }
+    }
+
+    /// Drops the pages of a part: private memory reads as zero afterwards. The C function is `madvise(MADV_DONTNEED)`.
+    public borrowing func discardPages(_ range: Range<Int>) throws(Errno) {
+        try advise(range, MADV_DONTNEED)
+    }
+
+    /// Gives the kernel advice (`MADV_…`) on a part. The C function is `madvise`.
+    public borrowing func advise(_ range: Range<Int>, _ advice: Int32) throws(Errno) {
+        try check(range)
+        if madvise(baseAddress + range.lowerBound, range.count, advice) != 0 { throw lastError() }
+    }
+
+    /// Gives the range up without unmapping it.
+    public consuming func release() -> (address: UnsafeMutableRawPointer, byteCount: Int) {
+        let result = (baseAddress, byteCount)
+        discard self
+        return result
+    }
+
+    private borrowing func check(_ range: Range<Int>) throws(Errno) {
+        guard range.lowerBound >= 0, range.upperBound <= byteCount, !range.isEmpty,
+            range.lowerBound & 4095 == 0, range.upperBound & 4095 == 0
+        else { throw .invalidArgument }
+    }
+
+    private static func roundedToPages(_ byteCount: Int) throws(Errno) -> Int {
+        guard byteCount > 0 else { throw .invalidArgument }
+        let (sum, overflow) = byteCount.addingReportingOverflow(4095)
+        guard !overflow else { throw .noMemory }
+        return sum & ~4095
+    }
+
+    private static func map(
+        _ address: UnsafeMutableRawPointer?, _ byteCount: Int, _ protection: Protection, _ flags: Int32, _ fd: Int32,
+        _ offset: Int
+    ) throws(Errno) -> MemoryMapping {
+        let size = try roundedToPages(byteCount)
+        let mapped = mmap(address, size, protection.rawValue, flags, fd, offset)
+        guard let mapped, mapped != MAP_FAILED else { throw lastError() }
+        return MemoryMapping(mapped, size)
+    }
+}

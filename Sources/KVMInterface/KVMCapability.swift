@@ -1,0 +1,68 @@
+/// An extension of KVM that `KVM_CHECK_EXTENSION` can be asked for.
+///
+/// > Source: `linux/kvm.h`; Documentation/virt/kvm/api.rst.
+public struct KVMCapability: RawRepresentable, Hashable, Sendable {
+    public let rawValue: UInt32
+    @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    public static let irqChip = Self(rawValue: 0)
+    public static let hlt = Self(rawValue: 1)
+    public static let userMemory = Self(rawValue: 3)
+    public static let setTSSAddress = Self(rawValue: 4)
+    public static let extendedCPUID = Self(rawValue: 7)
+    public static let clockSource = Self(rawValue: 8)
+    /// The answer is the recommended number of vCPUs.
+    public static let recommendedVCPUCount = Self(rawValue: 9)
+    public static let memorySlotCount = Self(rawValue: 10)
+    public static let pit = Self(rawValue: 11)
+    public static let noIODelay = Self(rawValue: 12)
+    public static let mpState = Self(rawValue: 14)
+    public static let syncMMU = Self(rawValue: 16)
+    public static let destroyMemoryRegionWorks = Self(rawValue: 21)
+    public static let userNMI = Self(rawValue: 22)
+    public static let reinjectControl = Self(rawValue: 24)
+    public static let irqRouting = Self(rawValue: 25)
+    public static let irqInjectStatus = Self(rawValue: 26)
+    public static let joinMemoryRegionsWorks = Self(rawValue: 30)
+    public static let pit2 = Self(rawValue: 33)
+    public static let setBootCPUID = Self(rawValue: 34)
+    public static let pitState2 = Self(rawValue: 35)
+    public static let setIdentityMapAddress = Self(rawValue: 37)
+    public static let adjustClock = Self(rawValue: 39)
+    public static let internalErrorData = Self(rawValue: 40)
+    public static let vcpuEvents = Self(rawValue: 41)
+    public static let interruptShadow = Self(rawValue: 49)
+    public static let debugRegisters = Self(rawValue: 50)
+    public static let x86RobustSingleStep = Self(rawValue: 51)
+    public static let enableCapability = Self(rawValue: 54)
+    public static let xsave = Self(rawValue: 55)
+    public static let xcrs = Self(rawValue: 56)
+    public static let tscControl = Self(rawValue: 60)
+    public static let getTSCFrequency = Self(rawValue: 61)
+    /// The answer is the largest number of vCPUs.
+    public static let maximumVCPUCount = Self(rawValue: 66)
+    public static let tscDeadlineTimer = Self(rawValue: 72)
+    public static let kvmClockControl = Self(rawValue: 76)
+    public static let signalMSI = Self(rawValue: 77)
+    public static let readOnlyMemory = Self(rawValue: 81)
+    public static let ioapicPolarityIgnored = Self(rawValue: 97)
+    public static let enableCapabilityVM = Self(rawValue: 98)
+    public static let checkExtensionVM = Self(rawValue: 105)
+    public static let disableQuirks = Self(rawValue: 116)
+    public static let multiAddressSpace = Self(rawValue: 118)
+    /// The answer is the first vCPU id that is too large.
+    public static let maximumVCPUID = Self(rawValue: 128)
+    public static let x2APICAPI = Self(rawValue: 129)
+    public static let immediateExit = Self(rawValue: 136)
+    public static let getMSRFeatures = Self(rawValue: 153)
+    public static let exceptionPayload = Self(rawValue: 164)
+    public static let setGuestDebug2 = Self(rawValue: 195)
+    public static let specialRegisters2 = Self(rawValue: 200)
+    /// The answer is the number of guest physical address bits.
+    public static let guestPhysicalAddressBits = Self(rawValue: 207)
+    /// The answer is the size of the XSAVE image in bytes.
+    public static let xsave2 = Self(rawValue: 208)
+    public static let disableQuirks2 = Self(rawValue: 213)
+    public static let vmTSCControl = Self(rawValue: 214)
+    public static let x86TripleFaultEvent = Self(rawValue: 218)
+}

@@ -1,0 +1,336 @@
+import CZydis
+import X86
+
+/// Translates one block of guest instructions.
+///
+/// A block starts with a look at the attention flag and runs to the first instruction that changes control flow, has to
+/// be executed in Swift, crosses into the next page, or exceeds ``maximumCount``. It may lie at any linear address whose
+/// page offset is the same: addresses are formed from the state's page base.
+///
+/// Everything emitted besides the guest's own instructions leaves the flags alone.
+struct BlockTranslator {
+    /// What surrounds the instructions of a block.
+    enum Form {
+        /// An ordinary block.
+        case block
+        /// One instruction, without a look at the attention flag, that always leaves to the dispatcher.
+        case step
+        /// One copied instruction whose memory operand is replaced by the address in temporary 1.
+        case bounce
+    }
+
+    static var maximumCount: Int { 64 }
+
+    var e: Emitter
+    let mode: TranslationMode
+    let form: Form
+    /// Offset of the block's first byte in its page.
+    let startOffset: Int
+    var records: BlockRecords
+    /// The indices that this block's records will get.
+    let bases: RecordBases
+
+    struct RecordBases {
+        var instructions: Int
+        var linkSites: Int
+        /// The number of the mode that differs in RFLAGS.AC, if translated code may change to it.
+        var otherModeNumber: UInt8?
+        var modeNumber: UInt8
+    }
+
+    /// The table set in use where the translation stands; STAC and CLAC change it.
+    var tlbMode: SoftTLB.Mode
+
+    /// Slow paths, emitted behind the block.
+    private var slowPaths: [SlowPath] = []
+    private var coldExits: [(Emitter.Fixup, UInt32)] = []
+
+    private struct SlowPath {
+        let jump: Emitter.Fixup
+        let retry: UInt64
+        let descriptor: UInt32
+    }
+
+    /// Offset in the page of the instruction being translated, and of the one behind it.
+    var offset = 0
+    var nextOffset = 0
+    /// No other instruction follows in this block.
+    private var isLast = false
+
+    init(
+        emitter: Emitter, mode: TranslationMode, form: Form, startOffset: Int, records: BlockRecords,
+        bases: RecordBases
+    ) {
+        e = emitter
+        self.mode = mode
+        tlbMode = mode.tlbMode
+        self.form = form
+        self.startOffset = startOffset
+        self.records = records
+        self.bases = bases
+    }
+
+    /// Translates `instructions`, which follow each other from ``startOffset``.
+    /// - Parameter endsAtPage: the block ended because the next instruction crosses into another page or lies there.
+    mutating func translate(_ instructions: [DecodedInstruction], spans: Bool) {
+        if form == .block { emitPrologue(instructions) }
+        offset = startOffset
+        var isOpen = true
+        for (index, instruction) in instructions.enumerated() {
+            isLast = index == instructions.count - 1
+            nextOffset = offset + Int(instruction.length)
+            records.points.append(
+                BlockRecords.Point(address: e.address, guestOffset: UInt16(truncatingIfNeeded: offset)))
+            isOpen = emit(instruction)
+            offset = nextOffset
+        }
+        if isOpen { emitFallThrough(spans: spans) }
+        emitColdCode()
+        e.align(16)
+    }
+
+    // MARK: Prologue and exits
+
+    private mutating func emitPrologue(_ instructions: [DecodedInstruction]) {
+        e.load(.scratch, .state(CPUState.attentionOffset), wide: false)
+        let quiet = e.jumpIfScratchZero()
+        coldExits.append((e.jump(), exitWord(.attention, UInt32(startOffset))))
+        e.bindShort(quiet)
+        if instructions.contains(where: { $0.unit == .x87 && $0.translationClass(in: mode) == .copy }) {
+            // The guest's x87 registers are loaded when a block first needs them.
+            e.load(.scratch, .state(CPUState.x87LiveOffset), wide: false)
+            e.lea(.scratch, .at(.scratch, -1), wide: false)
+            let live = e.jumpIfScratchZero()
+            coldExits.append((e.jump(), exitWord(.needsX87, UInt32(startOffset))))
+            e.bindShort(live)
+        }
+    }
+
+    func exitWord(_ exit: Trampolines.Exit, _ value: UInt32) -> UInt32 {
+        exit.rawValue << Trampolines.exitShift | value & Trampolines.exitValueMask
+    }
+
+    /// The exit word that has Swift execute `i`.
+    mutating func swiftExit(_ i: DecodedInstruction) -> UInt32 {
+        records.instructions.append((i, UInt16(truncatingIfNeeded: offset)))
+        return exitWord(
+            .instruction, UInt32(truncatingIfNeeded: bases.instructions + records.instructions.count - 1))
+    }
+
+    /// Lets `jump` leave to the dispatcher.
+    mutating func addColdExit(_ jump: Emitter.Fixup, _ word: UInt32) { coldExits.append((jump, word)) }
+
+    /// Leaves to the dispatcher.
+    mutating func emitExit(_ word: UInt32) {
+        e.store(Int32(bitPattern: word), .state(CPUState.exitValueOffset), wide: false)
+        e.jump(through: .state(Trampolines.Slot.exit.offset))
+    }
+
+    mutating func emitFallThrough(spans: Bool) {
+        if form == .bounce || form == .step {
+            emitExit(exitWord(.bounceDone, UInt32(nextOffset)))
+        } else {
+            emitJump(toOffset: Int64(offset), mayLink: !spans)
+        }
+    }
+
+    private mutating func emitColdCode() {
+        for (fixup, word) in coldExits {
+            e.bind(fixup)
+            emitExit(word)
+        }
+        for path in slowPaths {
+            e.bind(path.jump)
+            e.store(Int32(bitPattern: path.descriptor), .state(CPUState.exitValueOffset), wide: false)
+            e.call(through: .state(Trampolines.Slot.fill.offset))
+            e.jump(to: path.retry)
+        }
+    }
+
+    // MARK: Dispatch
+
+    /// Emits one instruction. Returns whether execution continues behind it.
+    private mutating func emit(_ i: DecodedInstruction) -> Bool {
+        let kind = i.translationClass(in: mode)
+        switch kind {
+        case .copy:
+            emitCopy(i)
+            return true
+        case .nothing: return true
+        case .lea:
+            emitLea(i)
+            return true
+        case .push:
+            emitPush(i)
+            return true
+        case .pop:
+            emitPop(i)
+            return true
+        case .leave:
+            emitLeave()
+            return true
+        case .clearInterrupt:
+            emitClearFlag(.withoutInterrupt)
+            return true
+        case .clearDirection:
+            emitClearFlag(.withoutDirection)
+            return true
+        case .setDirection:
+            emitSetFlag(.withoutDirection, RFlags.direction)
+            return true
+        case .setInterrupt where !isLast:
+            emitSetInterrupt(i)
+            return true
+        case .pushFlags:
+            emitPushFlags()
+            return true
+        case .popFlags:
+            emitPopFlags(i)
+            return true
+        case .setAccess where bases.otherModeNumber != nil:
+            emitSetAccess(true)
+            return true
+        case .clearAccess where bases.otherModeNumber != nil:
+            emitSetAccess(false)
+            return true
+        case .swift, .setInterrupt, .setAccess, .clearAccess:
+            emitExit(swiftExit(i))
+            return false
+        default:
+            emitBranch(i, kind)
+            return false
+        }
+    }
+
+    // MARK: Addresses
+
+    /// Leaves the linear address of `m` in the address register.
+    mutating func emitAddress(_ m: DecodedInstruction.MemoryOperand, addressWidth: UInt8) {
+        let wide = addressWidth == 64
+        emitEffectiveAddress(m, into: .address, wide: wide)
+        if addressWidth == 16 { e.zeroExtend16(.address, .address) }
+        if mode.codeSize == .bits64 ? m.segment == .fs || m.segment == .gs : mode.hasBase(m.segment) {
+            e.load(.scratch, .state(CPUState.segmentBasesOffset + m.segment.index * 8))
+            e.lea(.address, .at(.address, plus: .scratch), wide: mode.codeSize == .bits64)
+        }
+    }
+
+    /// Leaves base + index · scale + displacement in `target`; the scratch register is clobbered, and with a base or
+    /// index that lives in memory the address register too.
+    mutating func emitEffectiveAddress(
+        _ m: DecodedInstruction.MemoryOperand, into target: HostRegister, wide: Bool
+    ) {
+        typealias Operand = DecodedInstruction.MemoryOperand
+        if m.base == Operand.instructionPointer {
+            e.load(.scratch, .state(CPUState.pageBaseOffset))
+            var distance = m.displacement &+ Int64(nextOffset)
+            if Int64(Int32(truncatingIfNeeded: distance)) != distance {
+                e.lea(.scratch, .at(.scratch, Int32(truncatingIfNeeded: m.displacement)))
+                distance = Int64(nextOffset)
+            }
+            e.lea(target, .at(.scratch, Int32(truncatingIfNeeded: distance)), wide: wide)
+            return
+        }
+        var memory = Emitter.Memory(displacement: Int32(truncatingIfNeeded: m.displacement))
+        if m.base != Operand.none {
+            memory.base = HostRegister.holding(m.base) ?? .address
+            if HostRegister.holding(m.base) == nil { loadGuest(m.base, into: .address) }
+        }
+        if m.index != Operand.none {
+            memory.index = HostRegister.holding(m.index) ?? .scratch
+            if HostRegister.holding(m.index) == nil { loadGuest(m.index, into: .scratch) }
+            memory.shift = UInt8(max(m.scale, 1).trailingZeroBitCount)
+        }
+        if memory.base == nil && memory.index == nil {
+            // Absolute; a displacement in 64-bit mode is sign-extended, except in A0–A3, which carry all 64 bits.
+            e.move(
+                target,
+                constant: wide ? UInt64(bitPattern: m.displacement) : UInt64(UInt32(truncatingIfNeeded: m.displacement))
+            )
+            return
+        }
+        e.lea(target, memory, wide: wide)
+    }
+
+    func guestSlot(_ guest: UInt8) -> Emitter.Memory {
+        .state(CPUState.generalRegistersOffset + Int(guest & 15) * 8)
+    }
+
+    /// Copies guest register `guest` to `target`, wherever it lives.
+    mutating func loadGuest(_ guest: UInt8, into target: HostRegister) {
+        if let host = HostRegister.holding(guest) {
+            e.move(target, host)
+        } else {
+            e.load(target, guestSlot(guest))
+        }
+    }
+
+    /// Copies `source` to guest register `guest`, wherever it lives.
+    mutating func storeGuest(_ source: HostRegister, to guest: UInt8) {
+        if let host = HostRegister.holding(guest) {
+            e.move(host, source)
+        } else {
+            e.store(source, guestSlot(guest))
+        }
+    }
+
+    // MARK: Software TLB
+
+    /// Checks the access of `byteCount` bytes at the address register and leaves in the scratch register what has to be
+    /// added to the address.
+    mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind) {
+        let tags = SoftTLB.tagOffset(tlbMode, kind)
+        let indexMask = Emitter.Memory.state(CPUState.tlbIndexMaskOffset)
+        e.pext(.scratch, .address, mask: indexMask)
+        e.load(.scratch, .state(tags, index: .scratch))
+        e.lea(
+            .scratch,
+            Emitter.Memory(base: .address, index: .scratch, displacement: Int32(byteCount - 1)))
+        e.pext(.scratch, .scratch, mask: .state(CPUState.pageMaskOffset))
+        let hit = e.jumpIfScratchZero()
+        let slow = e.jump()
+        e.bindShort(hit)
+        let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind)
+        slowPaths.append(SlowPath(jump: slow, retry: e.address, descriptor: descriptor.rawValue))
+        e.pext(.scratch, .address, mask: indexMask)
+        e.load(.scratch, .state(SoftTLB.addendOffset(tlbMode, kind), index: .scratch))
+    }
+}
+
+/// An access whose lookup missed, in the 32 bits a slow path passes on.
+struct AccessDescriptor {
+    var rawValue: UInt32
+
+    init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    init(offset: Int, byteCount: Int, kind: SoftTLB.Kind) {
+        rawValue = UInt32(offset) | UInt32(byteCount) << 13 | UInt32(kind.rawValue) << 23
+    }
+
+    /// Offset of the instruction from the page base, below 8 KiB.
+    var offset: Int { Int(rawValue & 0x1FFF) }
+    /// At most 1023.
+    var byteCount: Int { Int(rawValue >> 13 & 0x3FF) }
+    var kind: SoftTLB.Kind { rawValue >> 23 & 1 == 0 ? .read : .write }
+}
+
+/// What has to be remembered about translated instructions.
+struct BlockRecords {
+    /// Where the code of an instruction starts.
+    struct Point {
+        var address: UInt64
+        var guestOffset: UInt16
+    }
+
+    /// A jump that can be pointed at another block of the same page.
+    struct LinkSite {
+        /// Executable address of the displacement.
+        var place: UInt64
+        var targetOffset: UInt16
+    }
+
+    var points: [Point] = []
+    /// Instructions that leave to Swift, with their offsets in the page.
+    var instructions: [(DecodedInstruction, UInt16)] = []
+    var linkSites: [LinkSite] = []
+}

@@ -1,0 +1,61 @@
+import CHost
+import Glibc
+import SystemPackage
+
+/// Memory for translated code, mapped twice: writable for the translator, executable for the processors.
+///
+/// > Concurrency: the translation cache's lock guards writing. Patches of jump displacements are aligned 4-byte stores.
+final class CodeBuffer {
+    let writable: UnsafeMutableRawPointer
+    let executable: UnsafeMutableRawPointer
+    let byteCount: Int
+
+    /// - Throws: the errno of the failed mapping; `EACCES` where policy forbids executable memory.
+    init(byteCount: Int) throws(Errno) {
+        let file = martlet_memfd_create("martlet-code", UInt32(MARTLET_MFD_CLOEXEC))
+        guard file >= 0 else { throw Errno(rawValue: errno) }
+        defer { close(file) }
+        guard ftruncate(file, off_t(byteCount)) == 0 else { throw Errno(rawValue: errno) }
+        guard let writable = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0), writable != MAP_FAILED
+        else { throw Errno(rawValue: errno) }
+        guard let executable = mmap(nil, byteCount, PROT_READ | PROT_EXEC, MAP_SHARED, file, 0),
+            executable != MAP_FAILED
+        else {
+            let error = Errno(rawValue: errno)
+            munmap(writable, byteCount)
+            throw error
+        }
+        self.writable = writable
+        self.executable = executable
+        self.byteCount = byteCount
+    }
+
+    deinit {
+        munmap(writable, byteCount)
+        munmap(executable, byteCount)
+    }
+
+    /// The range of executable addresses.
+    var addresses: Range<UInt64> {
+        let start = UInt64(UInt(bitPattern: executable))
+        return start..<start + UInt64(byteCount)
+    }
+
+    func emitter(from offset: Int) -> Emitter {
+        Emitter(writable: writable + offset, byteCount: byteCount - offset, executable: executable + offset)
+    }
+
+    /// Gives back the memory of everything behind `offset`; its contents become zero.
+    func discard(from offset: Int) {
+        let start = (offset + 4095) & ~4095
+        if start < byteCount { madvise(writable + start, byteCount - start, MADV_REMOVE) }
+    }
+
+    /// Redirects the jump whose displacement lies at executable `place` to `target`.
+    func patch(_ place: UInt64, to target: UInt64) {
+        let offset = Int(place &- UInt64(UInt(bitPattern: executable)))
+        let displacement = Int32(truncatingIfNeeded: Int64(bitPattern: target &- (place &+ 4)))
+        // ORDERING: a single aligned store; processors see the old or the new target, both are valid blocks.
+        (writable + offset).storeBytes(of: displacement, as: Int32.self)
+    }
+}

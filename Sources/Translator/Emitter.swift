@@ -1,0 +1,309 @@
+import X86
+
+/// Writes host instructions.
+///
+/// Only forms that translated code needs exist, and unless its documentation says otherwise a method emits an instruction
+/// that leaves the flags alone: the guest's flags live in the host's.
+///
+/// Code is written through the writable mapping of the code cache; addresses are those of the executable one.
+/// > Source: Intel SDM volume 2, chapter 2 (instruction format).
+struct Emitter {
+    /// Next byte to write.
+    private(set) var cursor: UnsafeMutablePointer<UInt8>
+    private let limit: UnsafeMutablePointer<UInt8>
+    /// Executable address minus writable address.
+    private let executableOffset: Int
+    /// Code that did not fit; nothing was written beyond the end.
+    private(set) var hasOverflowed = false
+
+    init(writable: UnsafeMutableRawPointer, byteCount: Int, executable: UnsafeMutableRawPointer) {
+        cursor = writable.assumingMemoryBound(to: UInt8.self)
+        limit = cursor + byteCount
+        executableOffset = executable - writable
+    }
+
+    /// The executable address of the next byte.
+    var address: UInt64 { UInt64(UInt(bitPattern: cursor)) &+ UInt64(bitPattern: Int64(executableOffset)) }
+
+    // MARK: Bytes
+
+    mutating func byte(_ value: UInt8) {
+        if cursor == limit {
+            hasOverflowed = true
+            return
+        }
+        cursor.pointee = value
+        cursor += 1
+    }
+
+    mutating func bytes(_ values: UInt8...) {
+        for value in values { byte(value) }
+    }
+
+    mutating func int32(_ value: Int32) {
+        let bits = UInt32(bitPattern: value)
+        if limit - cursor < 4 {
+            hasOverflowed = true
+            cursor = limit
+            return
+        }
+        UnsafeMutableRawPointer(cursor).storeBytes(of: bits, as: UInt32.self)
+        cursor += 4
+    }
+
+    mutating func int64(_ value: UInt64) {
+        int32(Int32(truncatingIfNeeded: value))
+        int32(Int32(truncatingIfNeeded: value >> 32))
+    }
+
+    /// Pads with NOPs until `address + distance` is a multiple of `alignment`.
+    mutating func align(_ alignment: UInt64, at distance: UInt64 = 0) {
+        while (address &+ distance) & (alignment - 1) != 0 && !hasOverflowed { byte(0x90) }
+    }
+
+    // MARK: Operands
+
+    /// A memory operand of the host.
+    struct Memory {
+        var base: HostRegister?
+        var index: HostRegister?
+        /// log2 of the scale.
+        var shift: UInt8 = 0
+        var displacement: Int32 = 0
+        /// Relative to GS: the vCPU's state and its software TLB.
+        var inState = false
+
+        static func state(_ offset: Int, index: HostRegister? = nil) -> Memory {
+            Memory(base: nil, index: index, shift: index == nil ? 0 : 3, displacement: Int32(offset), inState: true)
+        }
+
+        static func at(_ base: HostRegister, _ displacement: Int32 = 0) -> Memory {
+            Memory(base: base, displacement: displacement)
+        }
+
+        static func at(_ base: HostRegister, plus index: HostRegister) -> Memory {
+            Memory(base: base, index: index)
+        }
+
+        /// REX.X and REX.B.
+        var rexBits: UInt8 { (index.map { $0.number >> 3 } ?? 0) << 1 | (base.map { $0.number >> 3 } ?? 0) }
+    }
+
+    /// ModRM, SIB and displacement for a memory operand.
+    mutating func modRM(reg: UInt8, _ memory: Memory) {
+        let reg = (reg & 7) << 3
+        guard let base = memory.base else {
+            // No base: SIB with base 101 and mod 00 takes a 32-bit displacement.
+            byte(reg | 4)
+            byte(memory.shift << 6 | ((memory.index?.number ?? 4) & 7) << 3 | 5)
+            int32(memory.displacement)
+            return
+        }
+        let short = Int32(Int8(truncatingIfNeeded: memory.displacement)) == memory.displacement
+        let mod: UInt8 = memory.displacement == 0 && base.number & 7 != 5 ? 0 : short ? 0x40 : 0x80
+        if let index = memory.index {
+            byte(mod | reg | 4)
+            byte(memory.shift << 6 | (index.number & 7) << 3 | base.number & 7)
+        } else if base.number & 7 == 4 {
+            byte(mod | reg | 4)
+            byte(0x24)
+        } else {
+            byte(mod | reg | base.number & 7)
+        }
+        if mod == 0x40 { byte(UInt8(truncatingIfNeeded: memory.displacement)) }
+        if mod == 0x80 { int32(memory.displacement) }
+    }
+
+    private mutating func legacy(wide: Bool, _ opcode: UInt8, reg: UInt8, _ memory: Memory, prefix: UInt8 = 0) {
+        if memory.inState { byte(0x65) }
+        if prefix != 0 { byte(prefix) }
+        let rex = (wide ? 8 : 0) | (reg >> 3) << 2 | memory.rexBits
+        if rex != 0 { byte(0x40 | rex) }
+        byte(opcode)
+        modRM(reg: reg, memory)
+    }
+
+    // MARK: Moves
+
+    mutating func load(_ target: HostRegister, _ memory: Memory, wide: Bool = true) {
+        legacy(wide: wide, 0x8B, reg: target.number, memory)
+    }
+
+    mutating func store(_ source: HostRegister, _ memory: Memory, wide: Bool = true) {
+        legacy(wide: wide, 0x89, reg: source.number, memory)
+    }
+
+    mutating func store16(_ source: HostRegister, _ memory: Memory) {
+        legacy(wide: false, 0x89, reg: source.number, memory, prefix: 0x66)
+    }
+
+    /// Stores a sign-extended 32-bit constant.
+    mutating func store(_ value: Int32, _ memory: Memory, wide: Bool) {
+        legacy(wide: wide, 0xC7, reg: 0, memory)
+        int32(value)
+    }
+
+    mutating func store8(_ value: UInt8, _ memory: Memory) {
+        legacy(wide: false, 0xC6, reg: 0, memory)
+        byte(value)
+    }
+
+    mutating func move(_ target: HostRegister, _ source: HostRegister, wide: Bool = true) {
+        let rex = (wide ? 8 : 0) | (source.number >> 3) << 2 | target.number >> 3
+        if rex != 0 { byte(0x40 | rex) }
+        byte(0x89)
+        byte(0xC0 | (source.number & 7) << 3 | target.number & 7)
+    }
+
+    /// Loads a constant in the shortest form.
+    mutating func move(_ target: HostRegister, constant: UInt64) {
+        if constant <= UInt64(UInt32.max) {
+            if target.number >= 8 { byte(0x41) }
+            byte(0xB8 | target.number & 7)
+            int32(Int32(truncatingIfNeeded: constant))
+        } else if Int64(Int32(truncatingIfNeeded: constant)) == Int64(bitPattern: constant) {
+            byte(0x48 | target.number >> 3)
+            byte(0xC7)
+            byte(0xC0 | target.number & 7)
+            int32(Int32(truncatingIfNeeded: constant))
+        } else {
+            byte(0x48 | target.number >> 3)
+            byte(0xB8 | target.number & 7)
+            int64(constant)
+        }
+    }
+
+    /// `movzx target, source16`.
+    mutating func zeroExtend16(_ target: HostRegister, _ source: HostRegister) {
+        let rex = (target.number >> 3) << 2 | source.number >> 3
+        if rex != 0 { byte(0x40 | rex) }
+        bytes(0x0F, 0xB7, 0xC0 | (target.number & 7) << 3 | source.number & 7)
+    }
+
+    /// `movzx target, byte [memory]`.
+    mutating func load8(_ target: HostRegister, _ memory: Memory) {
+        if memory.inState { byte(0x65) }
+        let rex = (target.number >> 3) << 2 | memory.rexBits
+        if rex != 0 { byte(0x40 | rex) }
+        bytes(0x0F, 0xB6)
+        modRM(reg: target.number, memory)
+    }
+
+    mutating func lea(_ target: HostRegister, _ memory: Memory, wide: Bool = true) {
+        legacy(wide: wide, 0x8D, reg: target.number, memory)
+    }
+
+    /// Gathers the bits of `source` that `mask` selects.
+    mutating func pext(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
+        bitGather(target, source, mask, prefix: 2)
+    }
+
+    /// Scatters the low bits of `source` to where `mask` is set.
+    mutating func pdep(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
+        bitGather(target, source, mask, prefix: 3)
+    }
+
+    private mutating func bitGather(
+        _ target: HostRegister, _ source: HostRegister, _ mask: Memory, prefix: UInt8
+    ) {
+        if mask.inState { byte(0x65) }
+        let rexBits = mask.rexBits
+        byte(0xC4)
+        byte((~(target.number >> 3) & 1) << 7 | (~(rexBits >> 1) & 1) << 6 | (~rexBits & 1) << 5 | 2)
+        byte(0x80 | (~source.number & 15) << 3 | prefix)
+        byte(0xF5)
+        modRM(reg: target.number, mask)
+    }
+
+    // MARK: Jumps
+
+    /// A place whose 8- or 32-bit displacement is filled in later.
+    struct Fixup { let place: UnsafeMutablePointer<UInt8> }
+
+    /// `jrcxz` forward.
+    mutating func jumpIfScratchZero() -> Fixup {
+        bytes(0xE3, 0)
+        return Fixup(place: cursor - 1)
+    }
+
+    /// Lets a short jump land here.
+    mutating func bindShort(_ fixup: Fixup) {
+        if hasOverflowed { return }
+        let distance = cursor - (fixup.place + 1)
+        precondition(distance <= 127, "short jump out of range")
+        fixup.place.pointee = UInt8(distance)
+    }
+
+    /// `jmp rel32` forward.
+    mutating func jump() -> Fixup {
+        byte(0xE9)
+        int32(0)
+        return Fixup(place: cursor - 4)
+    }
+
+    /// `jcc rel32` forward; `condition` is the low nibble of the opcode.
+    mutating func jump(condition: UInt8) -> Fixup {
+        byte(0x0F)
+        byte(0x80 | condition & 15)
+        int32(0)
+        return Fixup(place: cursor - 4)
+    }
+
+    /// Lets a near jump land here.
+    mutating func bind(_ fixup: Fixup) {
+        if hasOverflowed { return }
+        let distance = Int32(cursor - (fixup.place + 4))
+        UnsafeMutableRawPointer(fixup.place).storeBytes(of: distance, as: Int32.self)
+    }
+
+    /// `jmp rel32` to a known executable address.
+    mutating func jump(to target: UInt64) {
+        byte(0xE9)
+        int32(Int32(truncatingIfNeeded: Int64(bitPattern: target &- (address &+ 4))))
+    }
+
+    mutating func jump(through memory: Memory) { legacy(wide: false, 0xFF, reg: 4, memory) }
+    mutating func call(through memory: Memory) { legacy(wide: false, 0xFF, reg: 2, memory) }
+
+    mutating func ret() { byte(0xC3) }
+
+    // MARK: Only for trampolines
+
+    mutating func push(_ register: HostRegister) {
+        if register.number >= 8 { byte(0x41) }
+        byte(0x50 | register.number & 7)
+    }
+
+    mutating func pop(_ register: HostRegister) {
+        if register.number >= 8 { byte(0x41) }
+        byte(0x58 | register.number & 7)
+    }
+
+    mutating func loadVector(_ index: UInt8, _ memory: Memory) { vector(0x10, index, memory) }
+    mutating func storeVector(_ index: UInt8, _ memory: Memory) { vector(0x11, index, memory) }
+
+    /// `vmovups ymm`.
+    private mutating func vector(_ opcode: UInt8, _ index: UInt8, _ memory: Memory) {
+        if memory.inState { byte(0x65) }
+        let rexBits = memory.rexBits
+        byte(0xC4)
+        byte((~(index >> 3) & 1) << 7 | (~(rexBits >> 1) & 1) << 6 | (~rexBits & 1) << 5 | 1)
+        byte(0x7C)
+        byte(opcode)
+        modRM(reg: index, memory)
+    }
+
+    /// Saves the six arithmetic flags; clobbers rax.
+    mutating func saveFlags() {
+        byte(0x9F)  // lahf
+        bytes(0x0F, 0x90, 0xC0)  // seto al
+        store16(.rax, .state(CPUState.arithmeticFlagsOffset))
+    }
+
+    /// Loads the six arithmetic flags; clobbers rax.
+    mutating func loadFlags() {
+        load(.rax, .state(CPUState.arithmeticFlagsOffset), wide: false)
+        bytes(0x04, 0x7F)  // add al, 127: overflows exactly if al is 1
+        byte(0x9E)  // sahf
+    }
+}

@@ -1,0 +1,353 @@
+import Addressing
+import GuestMemory
+import MMU
+import Synchronization
+import X86
+
+/// Guest memory as instructions see it.
+extension Processor {
+    /// Where a byte of a page lies.
+    enum Target {
+        /// Plain memory; `page` is the guest frame. With `isGuarded`, translated code lies there: stores go through the cache.
+        case memory(UnsafeMutableRawPointer, page: UInt64, isGuarded: Bool)
+        /// No memory: guest physical address.
+        case device(UInt64)
+    }
+
+    /// The table set that accesses use now.
+    func tlbMode(_ privilege: AccessPrivilege) -> SoftTLB.Mode {
+        privilege == .system ? .supervisor : mode.tlbMode
+    }
+
+    var pagingContext: PagingContext {
+        PagingContext(cr0: system.cr0, cr3: system.cr3, cr4: system.cr4, efer: system.efer)
+    }
+
+    /// Checks or truncates a linear address as the mode says.
+    func normalized(_ linear: UInt64) throws(GuestFault) -> UInt64 {
+        if mode.codeSize == .bits64 {
+            if !isCanonical(linear) { throw .exception(.generalProtection(0)) }
+            return linear
+        }
+        // System structures of long mode may lie above 4 GiB even while compatibility code runs.
+        return system.isLongModeActive ? linear : linear & 0xFFFF_FFFF
+    }
+
+    /// Finds the page of `linear` for an access, filling the software TLB when translated code may use the page directly.
+    func resolve(
+        _ linear: UInt64, _ kind: SoftTLB.Kind, _ privilege: AccessPrivilege
+    ) throws(GuestFault) -> Target {
+        let tlbMode = tlbMode(privilege)
+        if let host = tlb.lookup(linear, tlbMode, kind) {
+            return .memory(host, page: 0, isGuarded: false)
+        }
+        let access = PageAccess(
+            kind == .write ? .write : .read, isUser: tlbMode == .user,
+            overridesAccessPrevention: tlbMode == .supervisorOverride)
+        let translation: PageTranslation
+        switch walk.translate(linear, access, pagingContext) {
+        case .translated(let found): translation = found
+        case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
+        case .noMemory(let address): throw .hostMemory(address)
+        }
+        let frame = GuestFrameNumber(translation.physical >> 12)
+        guard let slot = memory.lookup(frame, addressSpace: 0) else {
+            return .device(translation.physical | linear & 0xFFF)
+        }
+        let page = slot.pointee.hostPointer(for: frame)
+        let host = page + Int(linear & 0xFFF)
+        let isReadOnly = slot.pointee.flags.contains(.readOnly)
+        if kind == .write {
+            if isReadOnly { return .device(translation.physical | linear & 0xFFF) }
+            slot.pointee.markDirty(frame: frame)
+            if cache.isMarked(frame.value) { return .memory(host, page: frame.value, isGuarded: true) }
+            tlb.insert(
+                linear, tlbMode, .write, host: page, isGlobal: translation.isGlobal, pageShift: translation.pageShift)
+        }
+        tlb.insert(
+            linear, tlbMode, .read, host: page, isGlobal: translation.isGlobal, pageShift: translation.pageShift)
+        return .memory(host, page: frame.value, isGuarded: false)
+    }
+
+    // MARK: Integers
+
+    /// Reads a little-endian integer at a linear address; page-crossing and memory-mapped I/O are handled.
+    public func read<T: FixedWidthInteger>(
+        _ linear: UInt64, as type: T.Type, _ privilege: AccessPrivilege = .current
+    ) throws(GuestFault) -> T {
+        let linear = try normalized(linear)
+        if linear & 0xFFF <= 4096 - UInt64(MemoryLayout<T>.size),
+            let host = tlb.lookup(linear, tlbMode(privilege), .read)
+        {
+            return host.loadUnaligned(as: T.self)
+        }
+        var value: T = 0
+        var failure: GuestFault?
+        withUnsafeMutableBytes(of: &value) { bytes in
+            do throws(GuestFault) {
+                try readBytes(linear, into: bytes, privilege)
+            } catch {
+                failure = error
+            }
+        }
+        if let failure { throw failure }
+        return value
+    }
+
+    /// Writes a little-endian integer at a linear address. A fault on any page leaves all of it unwritten.
+    public func write<T: FixedWidthInteger>(
+        _ linear: UInt64, _ value: T, _ privilege: AccessPrivilege = .current
+    ) throws(GuestFault) {
+        let linear = try normalized(linear)
+        if linear & 0xFFF <= 4096 - UInt64(MemoryLayout<T>.size),
+            let host = tlb.lookup(linear, tlbMode(privilege), .write)
+        {
+            host.storeBytes(of: value, as: T.self)
+            return
+        }
+        var failure: GuestFault?
+        withUnsafeBytes(of: value) { bytes in
+            do throws(GuestFault) {
+                try writeBytes(linear, from: bytes, privilege)
+            } catch {
+                failure = error
+            }
+        }
+        if let failure { throw failure }
+    }
+
+    // MARK: Bytes
+
+    public func readBytes(
+        _ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ privilege: AccessPrivilege = .current
+    ) throws(GuestFault) {
+        var done = 0
+        while done < buffer.count {
+            let address = try normalized(linear &+ UInt64(done))
+            let count = min(buffer.count - done, 4096 - Int(address & 0xFFF))
+            let part = UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + count])
+            switch try resolve(address, .read, privilege) {
+            case .memory(let host, _, _): part.copyMemory(from: UnsafeRawBufferPointer(start: host, count: count))
+            case .device(let physical): try readDevice(physical, into: part)
+            }
+            done += count
+        }
+    }
+
+    /// Writes all bytes or, on a fault, none.
+    public func writeBytes(
+        _ linear: UInt64, from buffer: UnsafeRawBufferPointer, _ privilege: AccessPrivilege = .current
+    ) throws(GuestFault) {
+        guard buffer.count > 0 else { return }
+        if Int(linear & 0xFFF) + buffer.count > 4096 {
+            try probeWrite(linear, byteCount: buffer.count, privilege)
+        }
+        var done = 0
+        while done < buffer.count {
+            let address = try normalized(linear &+ UInt64(done))
+            let count = min(buffer.count - done, 4096 - Int(address & 0xFFF))
+            let part = UnsafeRawBufferPointer(rebasing: buffer[done..<done + count])
+            switch try resolve(address, .write, privilege) {
+            case .memory(let host, let page, let isGuarded):
+                if isGuarded {
+                    storeGuarded(page, host, part)
+                } else {
+                    host.copyMemory(from: part.baseAddress.unsafelyUnwrapped, byteCount: count)
+                }
+            case .device(let physical): try writeDevice(physical, part)
+            }
+            done += count
+        }
+    }
+
+    /// Stores to a page that may hold translated code.
+    private func storeGuarded(_ page: UInt64, _ host: UnsafeMutableRawPointer, _ bytes: UnsafeRawBufferPointer) {
+        let dropped = cache.store(
+            to: page, offset: Int(UInt(bitPattern: host) & 0xFFF), byteCount: bytes.count
+        ) {
+            host.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped, byteCount: bytes.count)
+        }
+        if dropped { forgetDroppedBlocks() }
+    }
+
+    /// After blocks were dropped: nobody may reach them any more.
+    func forgetDroppedBlocks() {
+        tlb.dropAllJumps()
+        platform.requestOthers(.dropJumpCache)
+    }
+
+    /// Checks that `byteCount` bytes may be written, without writing.
+    public func probeWrite(
+        _ linear: UInt64, byteCount: Int, _ privilege: AccessPrivilege = .current
+    ) throws(GuestFault) {
+        var done = 0
+        while done < byteCount {
+            let address = try normalized(linear &+ UInt64(done))
+            _ = try resolve(address, .write, privilege)
+            done += 4096 - Int(address & 0xFFF)
+        }
+    }
+
+    /// The host address of `linear` if it is plain RAM: valid to the end of its 4 KiB page and until the next guest
+    /// instruction; nil for memory-mapped I/O, and for writes also where a write needs help (translated code,
+    /// read-only). Faults as the access itself would.
+    public func hostPointer(
+        _ linear: UInt64, forWriting: Bool, _ privilege: AccessPrivilege = .current
+    ) throws(GuestFault) -> UnsafeMutableRawPointer? {
+        let address = try normalized(linear)
+        switch try resolve(address, forWriting ? .write : .read, privilege) {
+        case .memory(let host, _, let isGuarded): return isGuarded && forWriting ? nil : host
+        case .device: return nil
+        }
+    }
+
+    // MARK: Devices
+
+    private func readDevice(_ physical: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(GuestFault) {
+        var done = 0
+        while done < buffer.count {
+            let count = Self.fragment(physical &+ UInt64(done), buffer.count - done)
+            let address = physical &+ UInt64(done)
+            let value: UInt64
+            if let own = platform.readMMIO(address, byteCount: count) {
+                value = own
+            } else {
+                value = try clientAccess(.mmioRead(address: address, byteCount: count))
+            }
+            withUnsafeBytes(of: value) { bytes in
+                UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + count])
+                    .copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[0..<count]))
+            }
+            done += count
+        }
+    }
+
+    private func writeDevice(_ physical: UInt64, _ buffer: UnsafeRawBufferPointer) throws(GuestFault) {
+        var done = 0
+        while done < buffer.count {
+            let count = Self.fragment(physical &+ UInt64(done), buffer.count - done)
+            let address = physical &+ UInt64(done)
+            var value: UInt64 = 0
+            withUnsafeMutableBytes(of: &value) { bytes in
+                bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: buffer[done..<done + count]))
+            }
+            if !platform.writeMMIO(address, byteCount: count, value: value) {
+                _ = try clientAccess(.mmioWrite(address: address, byteCount: count, value: value))
+            }
+            done += count
+        }
+    }
+
+    /// Devices see powers of two up to 8 bytes.
+    private static func fragment(_ address: UInt64, _ remaining: Int) -> Int {
+        for count in [8, 4, 2] where remaining >= count { return count }
+        return 1
+    }
+
+    // MARK: The client's answers
+
+    /// The answer to `request`, if the client has given it for this instruction; otherwise asks.
+    func clientAccess(_ request: ClientRequest) throws(GuestFault) -> UInt64 {
+        if usedClientAccesses < clientAccesses.count {
+            let access = clientAccesses[usedClientAccesses]
+            usedClientAccesses += 1
+            return access.value
+        }
+        pendingClientRequest = request
+        throw .needsClient
+    }
+
+    /// The client's answer to the read that ``run()`` last asked for; writes are acknowledged with 0.
+    public func answerClientRead(_ value: UInt64) {
+        guard let request = pendingClientRequest else { return }
+        pendingClientRequest = nil
+        clientAccesses.append((request, value))
+    }
+
+    /// Forgets the client's answers used so far. String instructions call it after each completed iteration.
+    public func commitClientAccesses() {
+        if clientAccesses.isEmpty { return }
+        clientAccesses.removeFirst(usedClientAccesses)
+        usedClientAccesses = 0
+    }
+
+    /// Port input: from the core's devices, or from the client's answer; throws `.needsClient` if there is none yet.
+    public func readPort(_ port: UInt16, byteCount: Int) throws(GuestFault) -> UInt32 {
+        if let own = platform.readPort(port, byteCount: byteCount) { return own }
+        return UInt32(truncatingIfNeeded: try clientAccess(.portIn(port: port, byteCount: byteCount)))
+    }
+
+    public func writePort(_ port: UInt16, byteCount: Int, value: UInt32) throws(GuestFault) {
+        if platform.writePort(port, byteCount: byteCount, value: value) { return }
+        _ = try clientAccess(.portOut(port: port, byteCount: byteCount, value: value))
+    }
+
+    // MARK: Addresses
+
+    /// The effective linear address of a memory operand, segment base added and truncated to the address size.
+    /// `rip`-relative operands count from the end of the instruction.
+    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64
+    {
+        typealias Operand = DecodedInstruction.MemoryOperand
+        var address = UInt64(bitPattern: operand.displacement)
+        if operand.base == Operand.instructionPointer {
+            address = address &+ state.rip &+ UInt64(instruction.length)
+        } else if operand.base != Operand.none {
+            address = address &+ state[GeneralRegister(index: Int(operand.base))]
+        }
+        if operand.index != Operand.none {
+            address = address &+ state[GeneralRegister(index: Int(operand.index))] &* UInt64(max(operand.scale, 1))
+        }
+        switch instruction.addressWidth {
+        case 16: address &= 0xFFFF
+        case 32: address &= 0xFFFF_FFFF
+        default: break
+        }
+        if mode.codeSize == .bits64 {
+            if operand.segment == .fs || operand.segment == .gs {
+                address = address &+ state.segmentBase(operand.segment)
+            }
+            return address
+        }
+        return (address &+ state.segmentBase(operand.segment)) & 0xFFFF_FFFF
+    }
+
+    // MARK: Misses of translated code
+
+    /// Entered from a block whose lookup missed. Returns 0 to go on in the block.
+    static func handleMiss(_ base: UnsafeMutableRawPointer) -> Int32 {
+        let object = base.load(fromByteOffset: CPUState.processorOffset, as: UInt.self)
+        guard let pointer = UnsafeRawPointer(bitPattern: object) else { return 1 }
+        // SAFETY: the processor owns the state page and is inside `run()`.
+        return Unmanaged<Processor>.fromOpaque(pointer)._withUnsafeGuaranteedRef { $0.handleMiss() }
+    }
+
+    private func handleMiss() -> Int32 {
+        let descriptor = AccessDescriptor(
+            rawValue: state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self))
+        let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
+        missFault = nil
+        followModeTag()
+        do throws(GuestFault) {
+            let address = try normalized(linear)
+            if Int(address & 0xFFF) + descriptor.byteCount <= 4096,
+                case .memory(_, _, let isGuarded) = try resolve(address, descriptor.kind, .current), !isGuarded
+            {
+                return 0
+            }
+        } catch {
+            missFault = error
+        }
+        setRIP(fromOffset: descriptor.offset)
+        return 1
+    }
+
+    /// Sets RIP to the instruction at `offset` from the page base.
+    func setRIP(fromOffset offset: Int) {
+        setRIP(linear: state.base.load(fromByteOffset: CPUState.pageBaseOffset, as: UInt64.self) &+ UInt64(offset))
+    }
+
+    func setRIP(linear: UInt64) {
+        state.rip = mode.codeSize == .bits64 ? linear : (linear &- state.segmentBase(.cs)) & 0xFFFF_FFFF
+    }
+}

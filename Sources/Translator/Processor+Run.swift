@@ -1,0 +1,452 @@
+import Addressing
+import CHost
+import CZydis
+import GuestMemory
+import MMU
+import X86
+
+/// The dispatcher: finds blocks, enters them, and does what they could not.
+extension Processor {
+    /// Runs guest code until something needs the caller. Delivers `system.pendingEvent` first, if there is one.
+    public func run() -> RunResult {
+        withGuestControl { dispatch() }
+    }
+
+    private func dispatch() -> RunResult {
+        followCacheResets()
+        while true {
+            if let event = system.pendingEvent {
+                system.pendingEvent = nil
+                if let result = deliverWithEscalation(event) { return result }
+                commitClientAccesses()
+                continue
+            }
+            if hasAttention || wantsInterruptWindow && canAcceptInterrupt {
+                // An instruction in the shadow of STI or MOV SS is executed before anything else happens.
+                if !isInShadow { return .attention }
+                if let result = step() { return result }
+                continue
+            }
+            if mode.singleSteps {
+                if let result = stepWithTrap() { return result }
+                continue
+            }
+            do throws(GuestFault) {
+                let code = try findCode(.block)
+                if let result = try handleExit(enter(code)) { return result }
+            } catch {
+                if let result = handle(error) { return result }
+            }
+        }
+    }
+
+    /// Executes the instruction at RIP with RFLAGS.TF set: a debug exception follows it, unless it faulted, is an interrupt
+    /// instruction (whose handler must not be trapped), or shadows the next instruction.
+    /// > Source: APM volume 2, section 13.1.4.
+    private func stepWithTrap() -> RunResult? {
+        let start = state.rip
+        executedInterrupt = false
+        let result = step()
+        if result != nil && result != .halted || system.pendingEvent != nil { return result }
+        if mode.singleSteps || state.rip != start {
+            if system.interruptShadow && state.rip == shadowRIP || executedInterrupt { return result }
+            system.pendingEvent = PendingEvent(.debug(1 << 14))
+        }
+        return result
+    }
+
+    /// What a fault of an instruction leads to; nil to go on.
+    private func handle(_ fault: GuestFault) -> RunResult? {
+        switch fault {
+        case .exception(let exception):
+            clientAccesses.removeAll()
+            usedClientAccesses = 0
+            system.pendingEvent = PendingEvent(exception)
+            return nil
+        case .needsClient:
+            usedClientAccesses = 0
+            return pendingClientRequest.map { .needsClient($0) } ?? .emulationFailure
+        case .shutdown: return .shutdown
+        case .hostMemory(let address): return .hostMemory(address)
+        }
+    }
+
+    // MARK: Exits
+
+    private func handleExit(_ word: UInt32) throws(GuestFault) -> RunResult? {
+        followModeTag()
+        let value = Int(word & Trampolines.exitValueMask)
+        switch Trampolines.Exit(rawValue: word >> Trampolines.exitShift) {
+        case .attention:
+            setRIP(fromOffset: value)
+        case .instruction:
+            let record = cache.instruction(at: value)
+            setRIP(fromOffset: Int(record.pointee.1))
+            return try executeInSwift(record.pointee.0)
+        case .link:
+            let site = cache.linkSite(at: value)
+            setRIP(fromOffset: Int(site.targetOffset))
+            try link(site)
+        case .jumpMiss:
+            let target = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
+            setRIP(linear: target &- tlb.modeTag)
+        case .needsX87:
+            setRIP(fromOffset: value)
+            loadX87()
+        case .memory:
+            if let fault = missFault {
+                missFault = nil
+                throw fault
+            }
+            return try executeSlowly()
+        case .fault:
+            try handleHostFault()
+        case .bounceDone:
+            setRIP(fromOffset: value)
+        case nil, .some(.none):
+            return .emulationFailure
+        }
+        return nil
+    }
+
+    /// Points a link at its target's block, if that may be linked to.
+    private func link(_ site: BlockRecords.LinkSite) throws(GuestFault) {
+        let linear = try currentLinear()
+        let physical = try fetchPhysical(linear)
+        guard let block = cache.find(physical: physical, modeNumber: modeNumber, form: .block),
+            block.secondPage == TranslationCache.Block.noPage
+        else { return }
+        cache.link(site, to: block.address)
+    }
+
+    /// A copied instruction raised a host signal.
+    private func handleHostFault() throws(GuestFault) {
+        let record = HostFaults.record(in: state)
+        guard let offset = cache.guestOffset(at: record.pc) else { throw .hostMemory(0) }
+        setRIP(fromOffset: Int(offset))
+        switch record.trap {
+        case 0: throw .exception(.divideError)
+        case 6: throw .exception(.invalidOpcode)
+        case 13: throw .exception(.generalProtection(0))
+        case 16: throw .exception(.floatingPoint)
+        case 19: throw .exception(.simdFloatingPoint)
+        default: throw .hostMemory(0)
+        }
+    }
+
+    // MARK: Finding blocks
+
+    /// The linear address of the next instruction.
+    func currentLinear() throws(GuestFault) -> UInt64 {
+        if mode.codeSize == .bits64 { return try normalized(state.rip) }
+        return (state.rip &+ state.segmentBase(.cs)) & 0xFFFF_FFFF
+    }
+
+    /// The guest physical address that an instruction at `linear` is fetched from.
+    func fetchPhysical(_ linear: UInt64) throws(GuestFault) -> UInt64 {
+        let isUser = system.cpl == 3
+        if let page = tlb.lookupFetch(linear, isUser: isUser) { return page | linear & 0xFFF }
+        switch walk.translate(linear, PageAccess(.execute, isUser: isUser), pagingContext) {
+        case .translated(let translation):
+            tlb.insertFetch(linear, isUser: isUser, physical: translation.physical)
+            return translation.physical | linear & 0xFFF
+        case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
+        case .noMemory(let address): throw .hostMemory(address)
+        }
+    }
+
+    /// The executable address of the code for the instruction at RIP; sets the page base for it.
+    private func findCode(_ form: BlockTranslator.Form) throws(GuestFault) -> UInt64 {
+        let linear = try currentLinear()
+        state.base.storeBytes(of: linear & ~0xFFF, toByteOffset: CPUState.pageBaseOffset, as: UInt64.self)
+        if form == .block, let code = tlb.lookupJump(linear) { return code }
+        while true {
+            let physical = try fetchPhysical(linear)
+            if let block = cache.find(physical: physical, modeNumber: modeNumber, form: form) {
+                if try isCurrent(block, linear) {
+                    if form == .block { tlb.insertJump(linear, target: block.address) }
+                    return block.address
+                }
+            }
+            if cache.isNearlyFull {
+                platform.withOthersPaused { cache.reset() }
+                followCacheResets()
+                continue
+            }
+            if let block = try translate(linear, physical, form) {
+                if form == .block { tlb.insertJump(linear, target: block.address) }
+                return block.address
+            }
+        }
+    }
+
+    /// Whether a block that spans two pages was translated from the pages that are mapped now.
+    private func isCurrent(_ block: TranslationCache.Block, _ linear: UInt64) throws(GuestFault) -> Bool {
+        if block.secondPage == TranslationCache.Block.noPage { return true }
+        return try fetchPhysical((linear & ~0xFFF) &+ 4096) >> 12 == block.secondPage
+    }
+
+    /// Translates the block at `linear`, or returns nil if the world changed and the search has to start again.
+    private func translate(
+        _ linear: UInt64, _ physical: UInt64, _ form: BlockTranslator.Form
+    ) throws(GuestFault) -> TranslationCache.Block? {
+        let page = physical >> 12
+        guard let host = hostPage(page) else { throw fetchFromDevice(physical) }
+        if try guardIfNeeded(page) { return nil }
+        let offset = Int(physical & 0xFFF)
+        // An instruction that runs into the next page is a block of its own.
+        var second: (page: UInt64, host: UnsafeMutableRawPointer)?
+        if case .truncated = decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
+            let next = try fetchPhysical(nextPage(linear)) >> 12
+            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            if try guardIfNeeded(next) { return nil }
+            second = (next, nextHost)
+        }
+        let limit = form != .block || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
+        return cache.translate(
+            physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage, mode: mode,
+            modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
+        ) {
+            if let second {
+                return ([decodeSpanning(host, offset, second.host)], false)
+            }
+            return decodeBlock(host, offset, limit)
+        }
+    }
+
+    private func nextPage(_ linear: UInt64) -> UInt64 {
+        let next = (linear & ~0xFFF) &+ 4096
+        return mode.codeSize == .bits64 ? next : next & 0xFFFF_FFFF
+    }
+
+    /// Makes sure that nobody writes to `page` unnoticed. Returns whether anything had to be done, after which what was
+    /// known about mappings may be out of date.
+    private func guardIfNeeded(_ page: UInt64) throws(GuestFault) -> Bool {
+        if cache.isGuarded(page) { return false }
+        cache.mark(page)
+        tlb.dropWriteEntries()
+        platform.requestOthers(.dropWriteEntries)
+        cache.guardPage(page)
+        return true
+    }
+
+    private func hostPage(_ page: UInt64) -> UnsafeMutableRawPointer? {
+        let frame = GuestFrameNumber(page)
+        return memory.lookup(frame, addressSpace: 0)?.pointee.hostPointer(for: frame)
+    }
+
+    /// Code cannot be fetched from a device: KVM reports an emulation failure; so do we.
+    private func fetchFromDevice(_ physical: UInt64) -> GuestFault { .hostMemory(physical) }
+
+    /// Decodes from `offset` until the block ends.
+    private func decodeBlock(
+        _ host: UnsafeMutableRawPointer, _ offset: Int, _ limit: Int
+    ) -> ([DecodedInstruction], Bool) {
+        var result: [DecodedInstruction] = []
+        var position = offset
+        while result.count < limit && position < 4096 {
+            switch decoder.decode(host + position, byteCount: min(15, 4096 - position), size: mode.codeSize) {
+            case .instruction(let instruction):
+                result.append(instruction)
+                position += Int(instruction.length)
+                switch instruction.translationClass(in: mode) {
+                case .copy, .nothing, .lea, .push, .pop, .leave, .clearInterrupt, .setInterrupt, .clearDirection,
+                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess:
+                    break
+                default: return (result, false)
+                }
+            case .truncated:
+                return (result, true)
+            case .invalid(let tooLong):
+                if result.isEmpty { result.append(Self.invalidInstruction(tooLong: tooLong)) }
+                return (result, false)
+            }
+        }
+        return (result, false)
+    }
+
+    private func decodeSpanning(
+        _ first: UnsafeMutableRawPointer, _ offset: Int, _ second: UnsafeMutableRawPointer
+    ) -> DecodedInstruction {
+        withUnsafeTemporaryAllocation(byteCount: 16, alignment: 16) { buffer in
+            let head = 4096 - offset
+            for i in 0..<15 {
+                buffer[i] = (i < head ? first + offset + i : second + (i - head)).load(as: UInt8.self)
+            }
+            switch decoder.decode(
+                UnsafeRawPointer(buffer.baseAddress.unsafelyUnwrapped), byteCount: 15, size: mode.codeSize)
+            {
+            case .instruction(let instruction): return instruction
+            case .truncated: return Self.invalidInstruction(tooLong: true)
+            case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
+            }
+        }
+    }
+
+    /// Stands for bytes that are no instruction: executing it raises #UD, or #GP if it is longer than 15 bytes.
+    private static func invalidInstruction(tooLong: Bool) -> DecodedInstruction {
+        var instruction = DecodedInstruction()
+        instruction.length = 1
+        instruction.encoding = .other
+        instruction.opcode = tooLong ? 1 : 0
+        return instruction
+    }
+
+    // MARK: Executing in Swift
+
+    /// Decodes the instruction at RIP.
+    private func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
+        let linear = try currentLinear()
+        let physical = try fetchPhysical(linear)
+        guard let host = hostPage(physical >> 12) else { throw fetchFromDevice(physical) }
+        let offset = Int(physical & 0xFFF)
+        switch decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
+        case .instruction(let instruction): return instruction
+        case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
+        case .truncated:
+            let next = try fetchPhysical(nextPage(linear)) >> 12
+            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            return decodeSpanning(host, offset, nextHost)
+        }
+    }
+
+    /// Executes an instruction that is not translated. RIP is at the instruction.
+    private func executeInSwift(_ i: DecodedInstruction) throws(GuestFault) -> RunResult? {
+        if i.encoding == .other || i.mnemonic == ZYDIS_MNEMONIC_INVALID {
+            throw i.opcode == 1 && i.mnemonic == ZYDIS_MNEMONIC_INVALID
+                ? .exception(.generalProtection(0)) : .exception(.invalidOpcode)
+        }
+        try checkUnit(i)
+        let wasShadowed = system.interruptShadow
+        system.interruptShadow = false
+        do throws(GuestFault) {
+            let needsFloatingPoint =
+                i.category == ZYDIS_CATEGORY_XSAVE || i.category == ZYDIS_CATEGORY_XSAVEOPT
+                || i.isaSet == ZYDIS_ISA_SET_FXSAVE || i.isaSet == ZYDIS_ISA_SET_FXSAVE64 || i.unit != .integer
+            let isKnown =
+                needsFloatingPoint
+                ? try withFloatingPointInState { () throws(GuestFault) in
+                    try executeInstruction(i) ? true : try executeSystem(i)
+                }
+                : try executeInstruction(i) ? true : executeSystem(i)
+            if !isKnown { throw .exception(.invalidOpcode) }
+        } catch {
+            system.interruptShadow = wasShadowed
+            throw error
+        }
+        executedInterrupt = i.category == ZYDIS_CATEGORY_INTERRUPT
+        commitClientAccesses()
+        if system.interruptShadow { shadowRIP = state.rip }
+        if system.activity == .halted { return .halted }
+        return nil
+    }
+
+    /// #NM and #UD for instructions whose unit is switched off.
+    private func checkUnit(_ i: DecodedInstruction) throws(GuestFault) {
+        switch i.unit {
+        case .integer: return
+        case .x87:
+            if mode.allowsX87 { return }
+            let isMMX = i.isaSet != ZYDIS_ISA_SET_X87 && i.isaSet != ZYDIS_ISA_SET_FCMOV
+            if isMMX && system.cr0 & CR0.emulation != 0 { throw .exception(.invalidOpcode) }
+            if i.mnemonic == ZYDIS_MNEMONIC_FWAIT {
+                let both = CR0.monitorCoprocessor | CR0.taskSwitched
+                if system.cr0 & both != both { return }
+            }
+            throw .exception(.deviceNotAvailable)
+        case .sse:
+            if mode.allowsSSE { return }
+            if system.cr0 & CR0.emulation != 0 || system.cr4 & CR4.fxsave == 0 { throw .exception(.invalidOpcode) }
+            throw .exception(.deviceNotAvailable)
+        case .avx:
+            if mode.allowsAVX { return }
+            if system.cr4 & CR4.xsave == 0 || system.xcr0 & 6 != 6 || !system.isProtectedMode
+                || state.systemFlags & RFlags.virtual8086 != 0
+            {
+                throw .exception(.invalidOpcode)
+            }
+            throw .exception(.deviceNotAvailable)
+        }
+    }
+
+    /// Executes exactly the instruction at RIP.
+    private func step() -> RunResult? {
+        do throws(GuestFault) {
+            let instruction = try decodeCurrent()
+            if instruction.translationClass(in: mode) == .swift { return try executeInSwift(instruction) }
+            let code = try findCode(.step)
+            system.interruptShadow = false
+            return try handleExit(enter(code))
+        } catch {
+            return handle(error)
+        }
+    }
+
+    /// Executes the instruction at RIP, whose memory access translated code could not make: it crosses a page, reaches a
+    /// device, or writes to a page with translated code.
+    private func executeSlowly() throws(GuestFault) -> RunResult? {
+        let instruction = try decodeCurrent()
+        switch instruction.translationClass(in: mode) {
+        case .copy: return try executeThroughBounce(instruction)
+        default: return try executeInSwift(instruction)
+        }
+    }
+
+    /// Runs a copied instruction on a buffer that stands in for its memory operand.
+    private func executeThroughBounce(_ i: DecodedInstruction) throws(GuestFault) -> RunResult? {
+        guard let operand = (0..<Int(i.operandCount)).lazy.map({ i.operand($0) }).first(where: { $0.kind == .memory })
+        else { return .emulationFailure }
+        let linear = linearAddress(operand.memory, of: i)
+        let byteCount = Int(operand.size) / 8
+        var result: RunResult?
+        var failure: GuestFault?
+        let body = {
+            do throws(GuestFault) {
+                result = try self.bounce(i, operand, linear, byteCount)
+            } catch {
+                failure = error
+            }
+        }
+        // What must be atomic and cannot be done in place is done while nobody else runs.
+        if operand.isWritten && i.isLockedAccess { platform.withOthersPaused(body) } else { body() }
+        if let failure { throw failure }
+        return result
+    }
+
+    private func bounce(
+        _ i: DecodedInstruction, _ operand: DecodedInstruction.Operand, _ linear: UInt64, _ byteCount: Int
+    ) throws(GuestFault) -> RunResult? {
+        // The low bits stay, because alignment matters to vector instructions.
+        let buffer = UnsafeMutableRawBufferPointer(
+            start: state.base + CPUState.bounceOffset + Int(linear & 63), count: byteCount)
+        if operand.isWritten { try probeWrite(linear, byteCount: byteCount) }
+        if operand.isRead { try readBytes(linear, into: buffer) }
+        let code = try findCode(.bounce)
+        let start = state.rip
+        let registers = GeneralRegister.allCases.map { state[$0] }
+        let flags = state.arithmeticFlags
+        state.base.storeBytes(
+            of: UInt64(UInt(bitPattern: buffer.baseAddress)), toByteOffset: CPUState.temporariesOffset + 8,
+            as: UInt64.self)
+        if i.unit == .x87 && !isX87Live { loadX87() }
+        let result = try handleExit(enter(code))
+        if operand.isWritten {
+            do throws(GuestFault) {
+                try writeBytes(linear, from: UnsafeRawBufferPointer(buffer))
+            } catch {
+                // The instruction will be executed again.
+                for (register, value) in zip(GeneralRegister.allCases, registers) { state[register] = value }
+                state.arithmeticFlags = flags
+                state.rip = start
+                throw error
+            }
+        }
+        commitClientAccesses()
+        return result
+    }
+}
+
+extension DecodedInstruction {
+    /// LOCK, or XCHG with memory.
+    var isLockedAccess: Bool { hasAttribute(Self.lockAttribute) || mnemonic == ZYDIS_MNEMONIC_XCHG }
+}

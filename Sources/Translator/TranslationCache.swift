@@ -1,0 +1,309 @@
+import Host
+import Synchronization
+import SystemPackage
+import X86
+
+/// The translated blocks of one machine, shared by its processors.
+///
+/// Blocks are keyed by the guest physical address of their first byte and their translation mode, and belong to the page
+/// (or two) their bytes lie in. Direct links exist only within a page, so dropping all blocks of a page at once leaves no
+/// link into a dropped block; jump caches are dropped by their owners on request. Memory of dropped blocks is not
+/// reused until the whole cache is reset, which happens while no processor runs guest code.
+///
+/// A page with blocks is *guarded*: no processor holds a software-TLB entry that lets translated code write to it. The
+/// first translation marks the page, has all processors drop their write entries, and reads the bytes after they
+/// acknowledged.
+///
+/// > Concurrency: `lock` guards everything but the elements of the chunked arrays, which are immutable once indexed.
+/// Nobody waits for another processor while holding it.
+public final class TranslationCache: @unchecked Sendable {
+    let buffer: CodeBuffer
+    let trampolines: Trampolines
+    private let lock = FutexLock()
+
+    private var used: Int
+    private let blocks: ChunkedArray<Block>
+    private let instructions: ChunkedArray<(DecodedInstruction, UInt16)>
+    private let linkSites: ChunkedArray<BlockRecords.LinkSite>
+    private let points: ChunkedArray<BlockRecords.Point>
+    private var table: [Int32]
+    private var pages: [UInt64: CodePage] = [:]
+    private var modes: [TranslationMode] = []
+    /// Counts resets. A processor that sees a new value forgets its jumps before it enters a block.
+    let epoch = Atomic<UInt64>(0)
+
+    /// One block.
+    struct Block {
+        var address: UInt64
+        var byteCount: UInt32
+        var modeNumber: UInt8
+        var form: BlockTranslator.Form
+        var isValid: Bool
+        var physical: UInt64
+        /// The page of the second part of a spanning instruction, or ``noPage``.
+        var secondPage: UInt64
+        var firstPoint: Int32
+        var pointCount: Int32
+
+        static var noPage: UInt64 { ~0 }
+    }
+
+    /// A guest page with translated code.
+    private struct CodePage {
+        var blocks: [Int32] = []
+        /// 64-byte pieces that blocks were translated from.
+        var pieces: UInt64 = 0
+        var isGuarded = false
+    }
+
+    /// - Parameter byteCount: room for translated code; memory is used as code is translated.
+    public init(byteCount: Int = 64 << 20) throws(Errno) {
+        buffer = try CodeBuffer(byteCount: byteCount)
+        trampolines = Trampolines(into: buffer)
+        used = trampolines.byteCount
+        blocks = ChunkedArray(capacity: 1 << 20)
+        instructions = ChunkedArray(capacity: 1 << 19)
+        linkSites = ChunkedArray(capacity: 1 << 21)
+        points = ChunkedArray(capacity: 1 << 23)
+        table = [Int32](repeating: -1, count: 1 << 18)
+    }
+
+    // MARK: Modes
+
+    /// The number of `mode`, below 127; nil when there are too many and the cache has to be reset.
+    func number(of mode: TranslationMode) -> UInt8? {
+        lock.lock()
+        defer { lock.unlock() }
+        if let index = modes.firstIndex(of: mode) { return UInt8(index) }
+        guard modes.count < 127 else { return nil }
+        modes.append(mode)
+        return UInt8(modes.count - 1)
+    }
+
+    // MARK: Lookup
+
+    private func slot(_ physical: UInt64, _ modeNumber: UInt8, _ form: BlockTranslator.Form) -> Int {
+        let formBits: UInt64 =
+            switch form {
+            case .block: 0
+            case .step: 1
+            case .bounce: 2
+            }
+        let key = (physical << 10) ^ UInt64(modeNumber) << 2 ^ formBits
+        return Int((key &* 0x9E37_79B9_7F4A_7C15) >> 46)
+    }
+
+    /// The valid block for a key. `secondPage` is asked for only if the block spans two pages.
+    func find(
+        physical: UInt64, modeNumber: UInt8, form: BlockTranslator.Form
+    ) -> Block? {
+        lock.lock()
+        defer { lock.unlock() }
+        return findLocked(physical, modeNumber, form)?.pointee
+    }
+
+    private func findLocked(
+        _ physical: UInt64, _ modeNumber: UInt8, _ form: BlockTranslator.Form
+    ) -> UnsafeMutablePointer<Block>? {
+        var i = slot(physical, modeNumber, form)
+        while table[i] >= 0 {
+            let block = blocks.pointer(at: Int(table[i]))
+            if block.pointee.physical == physical && block.pointee.modeNumber == modeNumber
+                && block.pointee.form == form
+            {
+                return block.pointee.isValid ? block : nil
+            }
+            i = (i + 1) & (table.count - 1)
+        }
+        return nil
+    }
+
+    private func insertLocked(_ index: Int32) {
+        let block = blocks.pointer(at: Int(index)).pointee
+        var i = slot(block.physical, block.modeNumber, block.form)
+        while table[i] >= 0 {
+            let other = blocks.pointer(at: Int(table[i])).pointee
+            if other.physical == block.physical && other.modeNumber == block.modeNumber && other.form == block.form {
+                break
+            }
+            i = (i + 1) & (table.count - 1)
+        }
+        table[i] = index
+    }
+
+    // MARK: Guarded pages
+
+    /// Whether blocks may be translated from `page` (a frame number).
+    func isGuarded(_ page: UInt64) -> Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        return pages[page]?.isGuarded ?? false
+    }
+
+    /// Marks `page` so that nobody gets a new write entry for it.
+    func mark(_ page: UInt64) {
+        lock.lock()
+        defer { lock.unlock() }
+        if pages[page] == nil { pages[page] = CodePage() }
+    }
+
+    /// All processors have dropped their write entries since ``mark(_:)``.
+    func guardPage(_ page: UInt64) {
+        lock.lock()
+        defer { lock.unlock() }
+        pages[page]?.isGuarded = true
+    }
+
+    /// Whether translated code must not write to `page`.
+    func isMarked(_ page: UInt64) -> Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        return pages[page] != nil
+    }
+
+    /// Stores to a page that may hold translated code.
+    /// - Returns: whether blocks were dropped, so that every processor has to drop its jump cache.
+    func store(to page: UInt64, offset: Int, byteCount: Int, _ body: () -> Void) -> Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        body()
+        guard byteCount > 0, let entry = pages[page] else { return false }
+        let first = offset >> 6
+        let last = (offset + byteCount - 1) >> 6
+        let mask = (~UInt64(0) >> UInt64(63 - (last - first))) << UInt64(first)
+        guard entry.pieces & mask != 0 else { return false }
+        dropLocked(page)
+        return true
+    }
+
+    /// Drops every block of `page`.
+    private func dropLocked(_ page: UInt64) {
+        guard let entry = pages.removeValue(forKey: page) else { return }
+        for index in entry.blocks { blocks.pointer(at: Int(index)).pointee.isValid = false }
+    }
+
+    /// Drops the blocks of `page` if there are any. Returns whether there were.
+    func drop(_ page: UInt64) -> Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        let existed = pages[page] != nil
+        dropLocked(page)
+        return existed
+    }
+
+    // MARK: Translation
+
+    /// Whether another block might not fit.
+    var isNearlyFull: Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        return buffer.byteCount - used < 1 << 18 || !blocks.hasRoom(for: 16) || blocks.count > table.count / 2
+            || !instructions.hasRoom(for: 256) || !linkSites.hasRoom(for: 512) || !points.hasRoom(for: 4096)
+            || modes.count > 120
+    }
+
+    /// Forgets everything. > Concurrency: no other processor runs guest code.
+    func reset() {
+        lock.lock()
+        defer { lock.unlock() }
+        used = trampolines.byteCount
+        buffer.discard(from: used)
+        blocks.removeAll()
+        instructions.removeAll()
+        linkSites.removeAll()
+        points.removeAll()
+        pages.removeAll()
+        modes.removeAll()
+        for i in table.indices { table[i] = -1 }
+        epoch.add(1, ordering: .releasing)
+    }
+
+    /// Translates a block from the bytes of one guarded page, or of two if its only instruction spans them.
+    /// - Returns: nil if the page is no longer guarded.
+    func translate(
+        physical: UInt64, secondPage: UInt64, mode: TranslationMode, modeNumber: UInt8, otherModeNumber: UInt8?,
+        form: BlockTranslator.Form,
+        decode: () -> (instructions: [DecodedInstruction], spansNext: Bool)
+    ) -> Block? {
+        lock.lock()
+        defer { lock.unlock() }
+        let page = physical >> 12
+        guard pages[page]?.isGuarded ?? false else { return nil }
+        if secondPage != Block.noPage && !(pages[secondPage]?.isGuarded ?? false) { return nil }
+        // The bytes are read while the lock keeps stores to the page out.
+        let (decoded, spansNext) = decode()
+        var translator = BlockTranslator(
+            emitter: buffer.emitter(from: used), mode: mode, form: form, startOffset: Int(physical & 0xFFF),
+            records: BlockRecords(),
+            bases: BlockTranslator.RecordBases(instructions: instructions.count, linkSites: linkSites.count,
+                otherModeNumber: otherModeNumber, modeNumber: modeNumber))
+        let address = translator.e.address
+        translator.translate(decoded, spans: spansNext || secondPage != Block.noPage)
+        precondition(!translator.e.hasOverflowed, "a block outgrew the room kept for it")
+        let byteCount = Int(translator.e.address - address)
+        used += byteCount
+        let firstPoint = points.count
+        for point in translator.records.points { points.append(point) }
+        for record in translator.records.instructions { instructions.append(record) }
+        for site in translator.records.linkSites { linkSites.append(site) }
+        let block = Block(
+            address: address, byteCount: UInt32(byteCount), modeNumber: modeNumber, form: form, isValid: true,
+            physical: physical, secondPage: secondPage, firstPoint: Int32(firstPoint),
+            pointCount: Int32(translator.records.points.count))
+        let index = Int32(blocks.count)
+        blocks.append(block)
+        insertLocked(index)
+        let length = decoded.reduce(0) { $0 + Int($1.length) }
+        note(index, page, from: Int(physical & 0xFFF), to: min(Int(physical & 0xFFF) + length, 4096))
+        if secondPage != Block.noPage { note(index, secondPage, from: 0, to: 16) }
+        return block
+    }
+
+    private func note(_ block: Int32, _ page: UInt64, from start: Int, to end: Int) {
+        let first = start >> 6
+        let last = max(start, end - 1) >> 6
+        pages[page, default: CodePage()].blocks.append(block)
+        pages[page, default: CodePage()].pieces |= (~UInt64(0) >> UInt64(63 - (last - first))) << UInt64(first)
+    }
+
+    // MARK: Records
+
+    func instruction(at index: Int) -> UnsafeMutablePointer<(DecodedInstruction, UInt16)> {
+        instructions.pointer(at: index)
+    }
+
+    func linkSite(at index: Int) -> BlockRecords.LinkSite { linkSites.pointer(at: index).pointee }
+
+    /// Points a link at `target`.
+    func link(_ site: BlockRecords.LinkSite, to target: UInt64) { buffer.patch(site.place, to: target) }
+
+    /// The page offset of the guest instruction whose code holds executable address `address`.
+    func guestOffset(at address: UInt64) -> UInt16? {
+        lock.lock()
+        defer { lock.unlock() }
+        // Blocks and points are in address order.
+        var low = 0
+        var high = blocks.count
+        while low < high {
+            let middle = (low + high) / 2
+            if blocks.pointer(at: middle).pointee.address <= address { low = middle + 1 } else { high = middle }
+        }
+        guard low > 0 else { return nil }
+        let block = blocks.pointer(at: low - 1).pointee
+        guard address < block.address + UInt64(block.byteCount) else { return nil }
+        var result: UInt16?
+        for i in 0..<Int(block.pointCount) {
+            let point = points.pointer(at: Int(block.firstPoint) + i).pointee
+            if point.address > address { break }
+            result = point.guestOffset
+        }
+        return result
+    }
+
+    /// Bytes of translated code, for statistics.
+    public var codeByteCount: Int {
+        lock.lock()
+        defer { lock.unlock() }
+        return used
+    }
+}

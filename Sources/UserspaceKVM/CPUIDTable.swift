@@ -1,0 +1,47 @@
+import KVMInterface
+import Translator
+
+/// The CPUID leaves a client gave to a vCPU, in the order given.
+struct CPUIDTable: Sendable {
+    private(set) var entries: [CPUIDEntry] = []
+
+    init(_ entries: [CPUIDEntry] = []) { self.entries = entries }
+
+    /// What the instruction returns.
+    ///
+    /// A leaf above the maximum of its range answers, on Intel and Zhaoxin, as the highest basic leaf, on AMD and Hygon
+    /// with zeros; so does a leaf in range that is not there.
+    /// - Complexity: O(*n*); the instruction is rare.
+    func answer(function: UInt32, index: UInt32) -> CPUIDResult {
+        if let entry = find(function, index) { return entry }
+        guard !isAMD, isAboveMaximum(function), let limit = find(0, 0)?.eax else { return CPUIDResult() }
+        return find(limit, index) ?? CPUIDResult()
+    }
+
+    /// The entry itself; nil if there is none.
+    func find(_ function: UInt32, _ index: UInt32 = 0) -> CPUIDResult? {
+        for entry in entries where entry.function == function {
+            guard !entry.hasSignificantIndex || entry.index == index else { continue }
+            return CPUIDResult(eax: entry.eax, ebx: entry.ebx, ecx: entry.ecx, edx: entry.edx)
+        }
+        return nil
+    }
+
+    /// The width of guest physical addresses.
+    var physicalAddressBits: Int {
+        guard let sizes = find(0x8000_0008), sizes.eax & 0xFF != 0 else { return 36 }
+        return Int(sizes.eax & 0xFF)
+    }
+
+    private var isAMD: Bool {
+        guard let vendor = find(0, 0)?.ebx else { return false }
+        return vendor == 0x6874_7541 || vendor == 0x6F67_7948
+    }
+
+    private func isAboveMaximum(_ function: UInt32) -> Bool {
+        let range = function & 0xFFFF_0000 == 0x8000_0000 || function & 0xFFFF_0000 == 0x4000_0000
+            ? function & 0xFFFF_0000 : 0
+        guard let limit = find(range, 0)?.eax else { return true }
+        return function > limit
+    }
+}

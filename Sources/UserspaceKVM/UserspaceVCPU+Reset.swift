@@ -1,0 +1,85 @@
+import Interrupts
+import Translator
+import X86
+
+extension UserspaceVCPU {
+    /// The state after power-up.
+    func powerUp(isBootstrapProcessor: Bool) {
+        let state = processor.state
+        processor.system = SystemRegisters()
+        processor.system.tscOffset = vm.tscOffset
+        for register in GeneralRegister.allCases { state[register] = 0 }
+        for index in 0..<16 {
+            state.vectorRegister(index).initializeMemory(as: UInt8.self, repeating: 0, count: 32)
+        }
+        state.fxsaveArea.initializeMemory(as: UInt8.self, repeating: 0, count: 512)
+        state.fxsaveArea.storeBytes(of: 0x37F, as: UInt16.self)
+        state.mxcsr = 0x1F80
+        startAtResetVector()
+        let waits = apic != nil && !isBootstrapProcessor
+        processor.system.activity = waits ? .uninitialized : .running
+    }
+
+    /// The effect of INIT: as power-up, but caches, vector registers, model-specific registers and time go on.
+    /// > Source: Intel SDM volume 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT".
+    func initialize() {
+        let old = processor.system
+        var fresh = SystemRegisters()
+        let cacheBits = CR0.cacheDisable | CR0.notWriteThrough
+        fresh.cr0 = old.cr0 & cacheBits | CR0.extensionType
+        fresh.xcr0 = old.xcr0
+        fresh.star = old.star
+        fresh.lstar = old.lstar
+        fresh.cstar = old.cstar
+        fresh.syscallMask = old.syscallMask
+        fresh.kernelGSBase = old.kernelGSBase
+        fresh.sysenterCS = old.sysenterCS
+        fresh.sysenterESP = old.sysenterESP
+        fresh.sysenterEIP = old.sysenterEIP
+        fresh.pat = old.pat
+        fresh.tscAux = old.tscAux
+        fresh.miscEnable = old.miscEnable
+        fresh.tscOffset = old.tscOffset
+        fresh.tscAdjust = old.tscAdjust
+        processor.system = fresh
+        for register in GeneralRegister.allCases { processor.state[register] = 0 }
+        startAtResetVector()
+    }
+
+    private func startAtResetVector() {
+        let state = processor.state
+        state.rip = 0xFFF0
+        state.rflags = RFlags.reserved1
+        state[.rdx] = UInt64(cpuidTable.find(1)?.eax ?? 0x600)
+        for register in SegmentRegister.allCases { state.setSegmentBase(register, processor.system[register].base) }
+        processor.modeDidChange()
+        processor.flushTLB(.all)
+    }
+
+    /// The effect of SIPI on a processor that waits for it.
+    func start(vector: UInt8) {
+        var segment = Segment.realMode(selector: UInt16(vector) << 8, isCode: true)
+        segment.base = UInt64(vector) << 12
+        processor.system.cs = segment
+        processor.state.setSegmentBase(.cs, segment.base)
+        processor.state.rip = 0
+        processor.system.activity = .running
+        startupVector = vector
+        processor.modeDidChange()
+    }
+
+    /// Takes INIT and SIPI.
+    ///
+    /// INIT makes the bootstrap processor start over and the others wait for SIPI; SIPI is lost on one that does not wait.
+    /// > Concurrency: the owner, outside.
+    func acceptStartupSignals() {
+        guard let apic, apic.hasPendingSignals else { return }
+        if apic.takeInitialize() {
+            initialize()
+            apic.resetForInitialize()
+            let isBootstrap = apic.base & APICBase.bootstrapProcessor != 0
+            processor.system.activity = isBootstrap ? .running : .initReceived
+        }
+        if let vector = apic.takeStartup(), processor.system.activity == .initReceived { start(vector: vector) }
+    }
+}

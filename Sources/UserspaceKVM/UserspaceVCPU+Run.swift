@@ -1,0 +1,185 @@
+import CHost
+import Glibc
+import Host
+import Interrupts
+import KVMInterface
+import SystemPackage
+import Translator
+import X86
+
+extension UserspaceVCPU {
+    /// `KVM_RUN`: runs guest code until something needs the client.
+    ///
+    /// - Throws: `EINTR` for a pending signal or `immediate_exit`; `EFAULT` if guest memory could not be accessed.
+    /// > Concurrency: the owner.
+    func run() throws(Errno) -> Int32 {
+        hasRun = true
+        if apic == nil { clientTaskPriority = UInt8(truncatingIfNeeded: runArea.run.pointee.cr8) & 0xF }
+        defer { publishRunState() }
+        // A client access is completed even if the client wants out: its answer must not be lost.
+        var completes = answerPendingAccess()
+        while true {
+            if !completes, mustReturn { throw interrupted() }
+            acceptStartupSignals()
+            if takeSignal(.clockChanged) { writeParavirtualClock() }
+            serviceTimer()
+            if processor.system.activity != .running {
+                try waitForActivity()
+                continue
+            }
+            if !completes, isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
+            // A completion runs the one instruction that waits for it: with attention raised it ends after that.
+            if completes { processor.raiseAttention() } else { processor.clearAttention() }
+            enterGuest()
+            if !completes { injectEvents() }
+            let result = processor.run()
+            if result == .emulationFailure { describeEmulationFailure() }
+            leaveGuest()
+            completes = false
+            if let outcome = try handle(result) { return outcome }
+        }
+    }
+
+    /// > Concurrency: the owner, outside.
+    func enterGuest() {
+        requests.enter()
+        reader.online()
+    }
+
+    /// > Concurrency: the owner, inside.
+    func leaveGuest() {
+        reader.offline()
+        requests.leave()
+    }
+
+    /// What `KVM_RUN` does with the end of a stay in guest code.
+    /// - Returns: the call's result if it ends now.
+    private func handle(_ result: RunResult) throws(Errno) -> Int32? {
+        switch result {
+        case .attention:
+            return nil
+        case .needsClient(let request):
+            pendingAccess = request
+            describe(request)
+            return 0
+        case .halted:
+            guard apic == nil else {
+                processor.system.activity = .halted
+                return nil
+            }
+            return exit(KVM_EXIT_HLT)
+        case .shutdown:
+            return exit(KVM_EXIT_SHUTDOWN)
+        case .hostMemory:
+            throw .badAddress
+        case .emulationFailure:
+            return exit(KVM_EXIT_INTERNAL_ERROR)
+        }
+    }
+
+    private func exit(_ reason: Int32) -> Int32 {
+        runArea.run.pointee.exit_reason = UInt32(reason)
+        return 0
+    }
+
+    // MARK: Interruption
+
+    /// The client wants its thread back.
+    private var mustReturn: Bool { runArea.immediateExit || hasPendingHostSignal }
+
+    private func interrupted() -> Errno {
+        runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
+        return .interrupted
+    }
+
+    /// A signal is pending that the thread blocks and `KVM_SET_SIGNAL_MASK` lets through.
+    private var hasPendingHostSignal: Bool {
+        guard let mask = signalMask else { return false }
+        var pending = sigset_t()
+        guard sigpending(&pending) == 0 else { return false }
+        return withUnsafeBytes(of: &pending) { $0.load(as: UInt64.self) } & ~mask != 0
+    }
+
+    // MARK: Not running
+
+    /// How often a sleeping vCPU looks for signals that its thread blocks: they do not end the sleep by themselves.
+    private static let signalCheckNanoseconds: UInt64 = 10_000_000
+
+    /// Sleeps until an event ends HLT or the wait for INIT or SIPI, or the client wants its thread back.
+    private func waitForActivity() throws(Errno) {
+        var deadline = apic?.timerDeadlineNanoseconds
+        if signalMask != nil {
+            deadline = min(deadline ?? .max, MonotonicClock.nanoseconds() &+ Self.signalCheckNanoseconds)
+        }
+        let wasSignalled = requests.sleep(deadlineNanoseconds: deadline) { mustReturn || hasWakeEvent }
+        if wasSignalled { throw interrupted() }
+        serviceTimer()
+        if processor.system.activity == .halted, hasWakeEvent {
+            isUnhalted = false
+            processor.system.activity = .running
+        }
+    }
+
+    /// Something is there that changes what this vCPU does now.
+    private var hasWakeEvent: Bool {
+        guard let apic else { return true }
+        if apic.hasPendingInitialize || hasSignal(.clockChanged) { return true }
+        switch processor.system.activity {
+        case .initReceived: return apic.pendingStartupVector != nil
+        case .uninitialized: return false
+        case .running, .startupReceived: return true
+        case .halted: break
+        }
+        if apic.takeUnhalt() { isUnhalted = true }
+        if isUnhalted || processor.system.pendingEvent != nil { return true }
+        if apic.hasPendingNMI, !processor.system.nmiBlocked { return true }
+        return processor.state.systemFlags & RFlags.interrupt != 0 && hasInterrupt
+    }
+
+    private func serviceTimer() {
+        guard let apic, let deadline = apic.timerDeadlineNanoseconds else { return }
+        let time = now
+        if time.nanoseconds >= deadline { apic.serviceTimer(now: time) }
+    }
+
+    // MARK: Injection
+
+    /// An external interrupt waits, from the local APIC or from the 8259.
+    private var hasInterrupt: Bool {
+        guard let apic else { return false }
+        return apic.hasPendingInterrupt || hasExternalInterrupt(apic)
+    }
+
+    private func hasExternalInterrupt(_ apic: LocalAPIC) -> Bool {
+        guard apic.acceptsExternalInterrupts, let pic = vm.router?.pic else { return false }
+        return pic.isOutputAsserted
+    }
+
+    /// The client, which has the interrupt controllers, asked to be told when it can inject, and can.
+    private var isInterruptWindowOpen: Bool {
+        apic == nil && runArea.run.pointee.request_interrupt_window != 0 && processor.canAcceptInterrupt
+    }
+
+    /// Chooses the event the processor delivers first, or asks for the moment at which one could be.
+    /// > Concurrency: the owner, inside.
+    private func injectEvents() {
+        let system = processor.system
+        if system.pendingEvent == nil, !system.nmiBlocked, !system.interruptShadow, takeNMI() {
+            processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)
+        }
+        guard let apic else {
+            processor.wantsInterruptWindow = runArea.run.pointee.request_interrupt_window != 0
+            return
+        }
+        if hasInterrupt, processor.canAcceptInterrupt {
+            let vector = hasExternalInterrupt(apic) ? vm.router?.pic?.acknowledge() : apic.acknowledge()
+            processor.system.pendingEvent = vector.map { PendingEvent(kind: .externalInterrupt, vector: $0) }
+        }
+        processor.wantsInterruptWindow = hasInterrupt
+    }
+
+    private func takeNMI() -> Bool {
+        if let apic, apic.hasPendingNMI { return apic.takeNMI() }
+        return takeSignal(.nmi)
+    }
+}

@@ -1,0 +1,107 @@
+import CHost
+import Interrupts
+import KVMInterface
+import Translator
+import X86
+
+extension UserspaceVCPU {
+    /// Hands the client's answer to the access of the last exit to the processor.
+    /// - Returns: whether there was one.
+    func answerPendingAccess() -> Bool {
+        guard let access = pendingAccess else { return false }
+        pendingAccess = nil
+        processor.answerClientRead(answer(to: access))
+        return true
+    }
+
+    private func answer(to access: ClientRequest) -> UInt64 {
+        switch access {
+        case .portIn(_, let byteCount):
+            return littleEndian(at: Limits.portDataOffset, byteCount)
+        case .mmioRead(_, let byteCount):
+            return littleEndian(at: Self.mmioDataOffset, byteCount)
+        case .portOut, .mmioWrite:
+            return 0
+        }
+    }
+
+    /// Fills the exit fields.
+    func describe(_ access: ClientRequest) {
+        let run = runArea.run
+        switch access {
+        case .portIn(let port, let byteCount):
+            describePort(port, byteCount, direction: KVM_EXIT_IO_IN)
+        case .portOut(let port, let byteCount, let value):
+            describePort(port, byteCount, direction: KVM_EXIT_IO_OUT)
+            store(UInt64(value), at: Limits.portDataOffset, byteCount)
+        case .mmioRead(let address, let byteCount):
+            run.pointee.exit_reason = UInt32(KVM_EXIT_MMIO)
+            run.pointee.mmio.phys_addr = address
+            run.pointee.mmio.len = UInt32(byteCount)
+            run.pointee.mmio.is_write = 0
+        case .mmioWrite(let address, let byteCount, let value):
+            run.pointee.exit_reason = UInt32(KVM_EXIT_MMIO)
+            run.pointee.mmio.phys_addr = address
+            run.pointee.mmio.len = UInt32(byteCount)
+            run.pointee.mmio.is_write = 1
+            store(value, at: Self.mmioDataOffset, byteCount)
+        }
+    }
+
+    private func describePort(_ port: UInt16, _ byteCount: Int, direction: Int32) {
+        let run = runArea.run
+        run.pointee.exit_reason = UInt32(KVM_EXIT_IO)
+        run.pointee.io.direction = UInt8(direction)
+        run.pointee.io.size = UInt8(byteCount)
+        run.pointee.io.port = port
+        run.pointee.io.count = 1
+        run.pointee.io.data_offset = UInt64(Limits.portDataOffset)
+    }
+
+    /// Fills the fields of an emulation failure, with the bytes at RIP where they can be read.
+    /// > Concurrency: the owner, inside.
+    func describeEmulationFailure() {
+        let run = runArea.run
+        run.pointee.internal.suberror = UInt32(KVM_INTERNAL_ERROR_EMULATION)
+        var bytes: [UInt8] = []
+        let linear = processor.system.cs.base &+ processor.state.rip
+        while bytes.count < 15,
+            let byte: UInt8 = try? processor.read(linear &+ UInt64(bytes.count), as: UInt8.self, .system)
+        {
+            bytes.append(byte)
+        }
+        // Flags, the count of bytes, and the bytes, in units of 8 bytes.
+        run.pointee.emulation_failure.ndata = bytes.isEmpty ? 1 : 3
+        run.pointee.emulation_failure.flags =
+            bytes.isEmpty ? 0 : UInt64(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)
+        run.pointee.emulation_failure.insn_size = UInt8(bytes.count)
+        withUnsafeMutableBytes(of: &run.pointee.emulation_failure.insn_bytes) { target in
+            for index in target.indices { target[index] = index < bytes.count ? bytes[index] : 0 }
+        }
+    }
+
+    /// Fills what every exit tells.
+    func publishRunState() {
+        let run = runArea.run
+        let flags = processor.state.systemFlags
+        run.pointee.if_flag = flags & RFlags.interrupt != 0 ? 1 : 0
+        run.pointee.cr8 = UInt64(taskPriority)
+        run.pointee.apic_base = apic?.base ?? clientAPICBase
+        run.pointee.flags = 0
+        let isReady = apic != nil || processor.canAcceptInterrupt
+        run.pointee.ready_for_interrupt_injection = isReady && pendingAccess == nil ? 1 : 0
+    }
+
+    /// `kvm_run.mmio.data`.
+    private static var mmioDataOffset: Int { 40 }
+
+    private func littleEndian(at offset: Int, _ byteCount: Int) -> UInt64 {
+        (0..<byteCount).reversed().reduce(0) { $0 << 8 | UInt64(runArea.bytes[offset + $1]) }
+    }
+
+    private func store(_ value: UInt64, at offset: Int, _ byteCount: Int) {
+        for index in 0..<byteCount {
+            runArea.bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index))
+        }
+    }
+}

@@ -1,0 +1,151 @@
+import CHost
+import GuestMemory
+import Host
+import Interrupts
+import KVMInterface
+import Synchronization
+import SystemPackage
+import Translator
+
+/// One virtual machine: memory, vCPUs, interrupt controllers and clocks.
+///
+/// Lock order: `lock` (the VM lock), then a vCPU's lock, then those of memory. vCPUs that run take none of them.
+final class UserspaceVM: @unchecked Sendable {
+    // SAFETY: `@unchecked Sendable`: what is mutable is guarded by `lock` or is atomic, as each member says.
+
+    let host: HostProcessor
+    let tscKilohertz: UInt64
+    let clock: MachineClock
+    let core: MachineCore
+    let gate = PauseGate()
+    let timers = MachineTimers()
+
+    /// The VM lock: creation of vCPUs and controllers, and the settings below.
+    let lock = FutexLock()
+    let vcpus: CopyAndPublishTable<UserspaceVCPU>
+
+    /// PIC, IOAPIC and routes; set once, under the lock, before there are vCPUs.
+    private let routerReference = AtomicLazyReference<InterruptRouter>()
+    private let pitReference = AtomicLazyReference<IntervalTimer>()
+
+    /// The id of the vCPU that starts at power-up. Guarded by `lock`.
+    var bootVCPUID: UInt32 = 0
+    /// `KVM_SET_TSS_ADDR` and `KVM_SET_IDENTITY_MAP_ADDR`: taken for the client's sake, nothing here needs the pages.
+    var tssAddress: UInt64 = 0
+    var identityMapAddress: UInt64 = 0xFFFB_C000
+    /// What vCPUs add to the host's time-stamp counter, so that those created later agree. Guarded by `lock`.
+    var tscOffset: UInt64 = 0 &- martlet_rdtsc()
+    /// `KVM_X2APIC_API_USE_32BIT_IDS`.
+    let hasExtendedAPICIDs = Atomic<Bool>(false)
+    /// `KVM_CAP_EXCEPTION_PAYLOAD`.
+    let reportsExceptionPayloads = Atomic<Bool>(false)
+
+    init(host: HostProcessor) throws(Errno) {
+        self.host = host
+        tscKilohertz = TSCFrequency.kilohertz
+        clock = MachineClock(tscKilohertz: tscKilohertz)
+        core = try MachineCore()
+        vcpus = CopyAndPublishTable(
+            maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID), domain: core.domain)
+    }
+
+    deinit { timers.stop() }
+
+    /// nil while the client has the interrupt controllers.
+    var router: InterruptRouter? { routerReference.load() }
+
+    var pit: IntervalTimer? { pitReference.load() }
+
+    // MARK: Creation
+
+    /// The corresponding C request is `KVM_CREATE_IRQCHIP`.
+    /// - Throws: `EEXIST` if there is one, `EINVAL` if there are vCPUs.
+    func createIRQChip() throws(Errno) {
+        try lock.withLock { () throws(Errno) in
+            guard router == nil else { throw .fileExists }
+            guard vcpus.count == 0 else { throw .invalidArgument }
+            _ = routerReference.storeIfNil(InterruptRouter(directory: self, model: .full))
+        }
+    }
+
+    /// The corresponding C requests are `KVM_CREATE_PIT` and `KVM_CREATE_PIT2`.
+    /// - Throws: `EEXIST` if there is one, `ENOENT` without interrupt controllers.
+    func createPIT(answersSpeakerPort: Bool) throws(Errno) {
+        try lock.withLock { () throws(Errno) in
+            guard pit == nil else { throw .fileExists }
+            guard let router else { throw .noSuchFileOrDirectory }
+            let timer = IntervalTimer(router: router, timers: timers, answersSpeakerPort: answersSpeakerPort)
+            _ = pitReference.storeIfNil(timer)
+        }
+    }
+
+    /// Builds a vCPU and publishes it.
+    ///
+    /// - Throws: `EINVAL` if `id` or the count is too large, `EEXIST` if `id` is taken, `ENOMEM`. Nothing is published then.
+    func createVCPU(id: UInt32) throws(Errno) -> UserspaceVCPU {
+        guard id < Limits.vcpuID else { throw .invalidArgument }
+        return try lock.withLock { () throws(Errno) in
+            try vcpus.append(id: id) { (index) throws(Errno) in
+                try UserspaceVCPU(id: id, index: index, vm: self, isBootstrapProcessor: id == bootVCPUID)
+            }
+        }
+    }
+
+    // MARK: Requests to all
+
+    /// Makes every vCPU perform `requests` before it runs guest code again.
+    /// > Concurrency: any thread that is not inside guest code, without locks that vCPUs take.
+    func requestAll(_ requests: ProcessorRequests) {
+        VCPURequests.request(requests, ofEach: enumerateRequests)
+    }
+
+    /// Calls `body` with the request state of each vCPU.
+    func enumerateRequests(_ body: (VCPURequests) -> Void) {
+        vcpus.forEach { vcpu in
+            body(vcpu.requests)
+            return true
+        }
+    }
+}
+
+extension UserspaceVM: LocalAPICDirectory {
+    func withLocalAPIC(id: UInt32, _ body: (LocalAPIC) -> Void) {
+        vcpus.withElement(id: id) { vcpu in
+            if let apic = vcpu.apic { body(apic) }
+        }
+    }
+
+    func forEachLocalAPIC(_ body: (LocalAPIC) -> Bool) {
+        vcpus.forEach { vcpu in
+            guard let apic = vcpu.apic else { return true }
+            return body(apic)
+        }
+    }
+}
+
+/// The PIT with its timer.
+final class IntervalTimer: Sendable {
+    let pit: PIT
+    let answersSpeakerPort: Bool
+
+    init(router: InterruptRouter, timers: MachineTimers, answersSpeakerPort: Bool) {
+        self.answersSpeakerPort = answersSpeakerPort
+        let slot = DeferredSlot()
+        pit = PIT(
+            output: { router.setLine(0, level: $0, source: .timer) },
+            armTimer: { deadline in
+                if let slot = slot.slot.load() { timers.arm(slot, deadlineNanoseconds: deadline) }
+            })
+        let timerSlot = TimerSlot { [unowned pit] now in pit.service(now: now) }
+        _ = slot.slot.storeIfNil(timerSlot)
+        timers.add(timerSlot)
+    }
+
+    /// Whether the timer answers for `port`.
+    func ownsPort(_ port: UInt16) -> Bool { PIT.ownsPort(port) && (port != 0x61 || answersSpeakerPort) }
+}
+
+/// Resolves the cycle between a timer and the slot that fires it.
+private final class DeferredSlot: Sendable {
+    let slot = AtomicLazyReference<TimerSlot>()
+}

@@ -70,6 +70,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
         .testTarget(
             name: "MachineTests",

@@ -56,5 +56,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
     ]
 )

@@ -23,6 +23,10 @@ let package = Package(
     ],
     targets: [
         .systemLibrary(name: "CZydis", providers: [.apt(["libzydis-dev"])]),
+        .systemLibrary(name: "CLZ4", providers: [.apt(["liblz4-dev"])]),
+        .systemLibrary(name: "CLZMA", providers: [.apt(["liblzma-dev"])]),
+        .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
+        .systemLibrary(name: "CZstd", providers: [.apt(["libzstd-dev"])]),
         .target(name: "CHost", cSettings: [.define("_GNU_SOURCE")]),
         .target(name: "Addressing", swiftSettings: strict),
         .target(
@@ -47,16 +51,36 @@ let package = Package(
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU"],
             swiftSettings: execution),
         .target(name: "Devices", dependencies: ["Addressing", "Host"], swiftSettings: strict),
-        .target(name: "Machine", dependencies: ["Devices", "KVMInterface"], swiftSettings: strict),
+        .target(
+            name: "Machine",
+            dependencies: [
+                "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "DefaultGuest",
+            dependencies: [.product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM",
+                "Machine", "UserspaceKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
+        .testTarget(
+            name: "MachineTests",
+            dependencies: [
+                "Machine", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
+        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
     ]
 )

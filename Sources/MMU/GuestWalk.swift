@@ -17,18 +17,20 @@ public final class GuestWalk {
     private let memory: GuestMemory
     private let cache: UnsafeMutablePointer<CachedTable>
     private static let cacheCount = 256
+    /// Entries of other generations are empty.
+    private var generation: UInt64 = 1
 
     /// A last-level table of 4-level paging.
     private struct CachedTable {
-        /// The linear address of the 2 MiB region, or ``empty``.
+        /// The linear address of the 2 MiB region.
         var region: UInt64
-        /// CR3 without flag bits but with the PCID.
+        /// CR3 with the PCID.
         var context: UInt64
+        /// The value of ``GuestWalk/generation`` when the entry was made.
+        var generation: UInt64
         var table: UnsafeMutablePointer<UInt64>
         var tableAddress: UInt64
         var rights: Rights
-
-        static let empty: UInt64 = 1
     }
 
     /// Rights accumulated from the upper levels.
@@ -74,7 +76,7 @@ public final class GuestWalk {
         cache = .allocate(capacity: Self.cacheCount)
         cache.initialize(
             repeating: CachedTable(
-                region: CachedTable.empty, context: 0, table: UnsafeMutablePointer(bitPattern: 8).unsafelyUnwrapped,
+                region: 0, context: 0, generation: 0, table: UnsafeMutablePointer(bitPattern: 8).unsafelyUnwrapped,
                 tableAddress: 0, rights: Rights()),
             count: Self.cacheCount)
     }
@@ -83,7 +85,7 @@ public final class GuestWalk {
 
     /// Empties the paging-structure cache.
     public func flush() {
-        for i in 0..<Self.cacheCount { cache[i].region = CachedTable.empty }
+        generation += 1
     }
 
     /// Translates the page of `linear`.
@@ -113,7 +115,8 @@ public final class GuestWalk {
         let region = linear & ~0x1F_FFFF
         let slot = Int(truncatingIfNeeded: (linear >> 21) ^ (linear >> 39)) & (Self.cacheCount - 1)
         let cacheContext = context.cr3 & 0x000F_FFFF_FFFF_FFFF
-        if cache[slot].region == region && cache[slot].context == cacheContext {
+        if cache[slot].region == region && cache[slot].context == cacheContext && cache[slot].generation == generation
+        {
             let entry = cache[slot]
             return finish(
                 linear, access, context, rights: entry.rights, table: entry.table, tableAddress: entry.tableAddress,
@@ -127,7 +130,7 @@ public final class GuestWalk {
             let index = Int((linear >> shift) & 511)
             if shift == 12 {
                 cache[slot] = CachedTable(
-                    region: region, context: cacheContext, table: table, tableAddress: tableAddress, rights: rights)
+                    region: region, context: cacheContext, generation: generation, table: table, tableAddress: tableAddress, rights: rights)
                 return finish(
                     linear, access, context, rights: rights, table: table, tableAddress: tableAddress, index: index,
                     shift: 12)

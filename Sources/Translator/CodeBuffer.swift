@@ -1,3 +1,4 @@
+import CHost
 import Glibc
 import SystemPackage
 
@@ -11,7 +12,7 @@ final class CodeBuffer {
 
     /// - Throws: the errno of the failed mapping; `EACCES` where policy forbids executable memory.
     init(byteCount: Int) throws(Errno) {
-        let file = memfd_create("martlet-code", UInt32(MFD_CLOEXEC))
+        let file = martlet_memfd_create("martlet-code", UInt32(MARTLET_MFD_CLOEXEC))
         guard file >= 0 else { throw Errno(rawValue: errno) }
         defer { close(file) }
         guard ftruncate(file, off_t(byteCount)) == 0 else { throw Errno(rawValue: errno) }

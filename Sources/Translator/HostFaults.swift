@@ -42,15 +42,15 @@ enum HostFaults {
         let registers = martlet_context_registers(context)
         let base = martlet_rdgsbase()
         if base != 0, let registers, let state = UnsafeMutableRawPointer(bitPattern: UInt(base)) {
-            let pc = registers[Int(MARTLET_REG_RIP.rawValue)]
+            let pc = registers[Int(MARTLET_REG_RIP)]
             let start = state.load(fromByteOffset: CPUState.codeRangeOffset, as: UInt64.self)
             let end = state.load(fromByteOffset: CPUState.codeRangeOffset + 8, as: UInt64.self)
             if pc >= start && pc < end {
                 state.storeBytes(
-                    of: UInt32(truncatingIfNeeded: registers[Int(MARTLET_REG_TRAPNO.rawValue)]),
+                    of: UInt32(truncatingIfNeeded: registers[Int(MARTLET_REG_TRAPNO)]),
                     toByteOffset: CPUState.faultRecordOffset, as: UInt32.self)
                 state.storeBytes(of: pc, toByteOffset: CPUState.faultRecordOffset + 8, as: UInt64.self)
-                registers[Int(MARTLET_REG_RIP.rawValue)] = state.load(
+                registers[Int(MARTLET_REG_RIP)] = state.load(
                     fromByteOffset: CPUState.codeRangeOffset + 16, as: UInt64.self)
                 return
             }

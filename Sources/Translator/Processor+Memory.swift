@@ -23,10 +23,6 @@ extension Processor {
         PagingContext(cr0: system.cr0, cr3: system.cr3, cr4: system.cr4, efer: system.efer)
     }
 
-    private func isCanonical(_ linear: UInt64) -> Bool {
-        UInt64(bitPattern: Int64(bitPattern: linear << 16) >> 16) == linear
-    }
-
     /// Checks or truncates a linear address as the mode says.
     func normalized(_ linear: UInt64) throws(GuestFault) -> UInt64 {
         if mode.codeSize == .bits64 {

@@ -87,7 +87,7 @@ final class SoftTLB {
     init() throws(Errno) {
         let stride = Self.partitionBytes
         areaBytes = stride * Self.partitionCount
-        let file = memfd_create("martlet-vcpu", UInt32(MFD_CLOEXEC))
+        let file = martlet_memfd_create("martlet-vcpu", UInt32(MARTLET_MFD_CLOEXEC))
         guard file >= 0 else { throw Errno(rawValue: errno) }
         defer { close(file) }
         guard ftruncate(file, off_t(CPUState.byteCount)) == 0 else { throw Errno(rawValue: errno) }
@@ -134,7 +134,7 @@ final class SoftTLB {
     // MARK: Data entries
 
     private static func index(_ linear: UInt64) -> Int {
-        Int((linear >> 12) & ((1 << UInt64(indexBits)) - 1) | linear >> 63 << UInt64(indexBits))
+        Int((linear >> 12) & ((1 << UInt64(indexBits)) - 1) | (linear >> 63) << UInt64(indexBits))
     }
 
     private static func emptyTag(_ index: Int) -> UInt64 { 0 &- (UInt64(index ^ 2) << 12) }

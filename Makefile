@@ -1,0 +1,33 @@
+# Martlet: every command a user or a developer needs. `make help` lists them.
+
+PREFIX ?= /usr/local
+CONFIGURATION := release
+SWIFT ?= swift
+PRODUCT := .build/$(CONFIGURATION)/martlet
+
+# One configuration is built for everything, so that `make run`, `make test` and `make install` share their products.
+export SWIFT CONFIGURATION PRODUCT
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test format install clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Install what is missing, build, and boot the default guest
+	@Tools/run.sh
+
+build: ## Build the command (release)
+	$(SWIFT) build -c $(CONFIGURATION) --product martlet
+
+test: ## Install what is missing, build, and run every test
+	@Tools/test.sh
+
+format: ## Format every Swift file as .swift-format says
+	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests
+
+install: build ## Install the command and its completions under PREFIX (/usr/local)
+	@Tools/install.sh '$(DESTDIR)$(PREFIX)'
+
+clean: ## Remove build products (the cached guests stay)
+	rm -rf .build

@@ -1,0 +1,94 @@
+import DefaultGuest
+import Glibc
+import SystemPackage
+import Synchronization
+import Testing
+
+/// What concurrent builders count.
+private final class Progress: Sendable {
+    let builds = Atomic(0)
+    let waits = Atomic(0)
+}
+
+@Suite struct GuestCacheTests {
+    private let files = GuestFiles(kernel: [1, 2, 3], initramfs: [4, 5], manifest: "linux 6.1\n")
+
+    @Test func aBuiltGuestIsFoundAgain() throws {
+        let directory = try TemporaryDirectory()
+        let cache = GuestCache(directory: directory.path.appending("deep/guests"))
+        #expect(cache.guest(.cloud) == nil)
+        let built = try cache.guest(.cloud, report: { _ in }) { _ in files }
+        #expect(cache.guest(.cloud) == built)
+        #expect(cache.guest(.standard) == nil)
+        #expect(built.manifest == "linux 6.1\n")
+        #expect(try directory.read("deep/guests/cloud/vmlinuz") == "\u{1}\u{2}\u{3}")
+        #expect(try directory.read("deep/guests/cloud/initramfs.cpio") == "\u{4}\u{5}")
+    }
+
+    @Test func aBuiltGuestIsNotBuiltAgainUnlessAsked() throws {
+        let directory = try TemporaryDirectory()
+        let cache = GuestCache(directory: directory.path)
+        _ = try cache.guest(.cloud, report: { _ in }) { _ in files }
+        _ = try cache.guest(.cloud, report: { _ in }) { _ in
+            Issue.record("built twice")
+            return files
+        }
+        let newer = GuestFiles(kernel: [9], initramfs: [], manifest: "linux 6.2\n")
+        let updated = try cache.guest(.cloud, rebuilding: true, report: { _ in }) { _ in newer }
+        #expect(updated.manifest == "linux 6.2\n")
+        #expect(try directory.read("cloud/vmlinuz") == "\u{9}")
+    }
+
+    @Test func aFailedBuildLeavesNothing() throws {
+        let directory = try TemporaryDirectory()
+        let cache = GuestCache(directory: directory.path)
+        #expect(throws: GuestBuildError("no network")) {
+            try cache.guest(.cloud, report: { _ in }) { scratch throws(GuestBuildError) in
+                _ = system("mkdir -p '\(scratch)/kernel/boot' && touch '\(scratch)/kernel/boot/vmlinuz'")
+                throw GuestBuildError("no network")
+            }
+        }
+        #expect(cache.guest(.cloud) == nil)
+        #expect(try directory.shell("find . -mindepth 1 -not -name .lock -not -name output") == "")
+    }
+
+    @Test func aGuestWithoutManifestIsIncomplete() throws {
+        let directory = try TemporaryDirectory()
+        _ = try directory.shell("mkdir cloud && touch cloud/vmlinuz cloud/initramfs.cpio")
+        #expect(GuestCache(directory: directory.path).guest(.cloud) == nil)
+    }
+
+    @Test func anUnwritablePlaceIsNamed() throws {
+        let directory = try TemporaryDirectory()
+        try directory.write([], to: "file")
+        let cache = GuestCache(directory: directory.path.appending("file/guests"))
+        let error = #expect(throws: GuestBuildError.self) { try cache.guest(.cloud, report: { _ in }) { _ in files } }
+        #expect(error?.description.contains("\(directory.path)/file/guests") == true)
+    }
+
+    /// All ask at once; one builds, the others wait and find its guest.
+    @Test func concurrentBuildersBuildOnce() async throws {
+        let directory = try TemporaryDirectory()
+        let cache = GuestCache(directory: directory.path)
+        let files = files
+        let progress = Progress()
+        try await withThrowingTaskGroup(of: String.self) { group in
+            for index in 0..<2 {
+                group.addTask {
+                    let report: (String) -> Void = { _ in progress.waits.add(1, ordering: .releasing) }
+                    return try cache.guest(.cloud, report: report) { _ in
+                        progress.builds.add(1, ordering: .relaxed)
+                        // Holds the lock until the other has reported that it waits.
+                        while progress.waits.load(ordering: .acquiring) == 0 { usleep(1000) }
+                        return GuestFiles(kernel: files.kernel, initramfs: [], manifest: "built by \(index)\n")
+                    }.manifest
+                }
+            }
+            var manifests: Set<String> = []
+            for try await manifest in group { manifests.insert(manifest) }
+            #expect(manifests.count == 1)
+        }
+        #expect(progress.builds.load(ordering: .relaxed) == 1)
+        #expect(progress.waits.load(ordering: .relaxed) == 1)
+    }
+}

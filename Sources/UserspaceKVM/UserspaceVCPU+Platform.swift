@@ -63,7 +63,7 @@ extension UserspaceVCPU: ProcessorPlatform {
     }
 
     /// Leaves guest code if what this vCPU just did to its interrupt controllers let an interrupt through.
-    private func noticeInterrupts() {
+    func noticeInterrupts() {
         if let apic, apic.hasPendingInterrupt { processor.raiseAttention() }
     }
 
@@ -80,13 +80,6 @@ extension UserspaceVCPU: ProcessorPlatform {
     }
 
     // MARK: Model
-
-    func readMSR(_ index: UInt32) -> UInt64? { readMSR(index, isFromClient: false) }
-
-    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool {
-        defer { noticeInterrupts() }
-        return writeMSR(index, value, isFromClient: false)
-    }
 
     func cpuid(function: UInt32, index: UInt32) -> CPUIDResult { cpuidTable.answer(function: function, index: index) }
 

@@ -41,8 +41,6 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var cpuidTable = CPUIDTable()
     /// KVM's clock structures in guest memory.
     var paravirtualClock = ParavirtualClock()
-    /// Registers that only keep what was written.
-    var storedMSRs = StoredMSRs()
     /// Task priority while the client has the local APIC.
     var clientTaskPriority: UInt8 = 0
     /// APIC base while the client has the local APIC.

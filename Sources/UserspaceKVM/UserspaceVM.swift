@@ -97,7 +97,7 @@ final class UserspaceVM: @unchecked Sendable {
     /// Makes every vCPU perform `requests` before it runs guest code again.
     /// > Concurrency: any thread that is not inside guest code, without locks that vCPUs take.
     func requestAll(_ requests: ProcessorRequests) {
-        VCPURequests.request(requests, ofEach: enumerateRequests)
+        VCPURequests.request(requests, among: enumerateRequests)
     }
 
     /// Calls `body` with the request state of each vCPU.

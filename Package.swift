@@ -85,5 +85,9 @@ let package = Package(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
+        .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
+        .testTarget(
+            name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost"],
+            swiftSettings: execution),
     ]
 )

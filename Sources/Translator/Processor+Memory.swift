@@ -286,7 +286,8 @@ extension Processor {
 
     /// The effective linear address of a memory operand, segment base added and truncated to the address size.
     /// `rip`-relative operands count from the end of the instruction.
-    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64 {
+    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64
+    {
         typealias Operand = DecodedInstruction.MemoryOperand
         var address = UInt64(bitPattern: operand.displacement)
         if operand.base == Operand.instructionPointer {

@@ -34,11 +34,18 @@ public final class Processor {
     var clientAccesses: [(request: ClientRequest, value: UInt64)] = []
     var usedClientAccesses = 0
     var pendingClientRequest: ClientRequest?
+    /// The last instruction executed in Swift was INT n or its like.
+    var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.
     var shadowRIP: UInt64 = 0
     /// Set by the caller of ``run()`` when an interrupt waits for ``canAcceptInterrupt``: `run()` then returns
     /// `.attention` at the first instruction boundary where it could be delivered.
-    public var wantsInterruptWindow = false
+    public var wantsInterruptWindow: Bool {
+        get { state.base.load(fromByteOffset: CPUState.interruptWindowOffset, as: UInt32.self) != 0 }
+        set {
+            state.base.storeBytes(of: newValue ? 1 : 0, toByteOffset: CPUState.interruptWindowOffset, as: UInt32.self)
+        }
+    }
 
     private typealias EnterRoutine = @convention(c) (UnsafeMutableRawPointer, UInt64) -> Void
     private typealias PlainRoutine = @convention(c) () -> Void
@@ -58,11 +65,15 @@ public final class Processor {
         // SAFETY: the address is that of a routine with this signature in the cache's buffer, which `cache` keeps alive.
         enterRoutine = unsafeBitCast(UInt(cache.trampolines.enter), to: EnterRoutine.self)
         let handler: @convention(c) (UnsafeMutableRawPointer) -> Int32 = { base in Processor.handleMiss(base) }
-        cache.trampolines.install(in: state, fillHandler: UInt64(UInt(bitPattern: unsafeBitCast(handler, to: Int.self))))
+        cache.trampolines.install(
+            in: state, fillHandler: UInt64(UInt(bitPattern: unsafeBitCast(handler, to: Int.self))))
         HostFaults.install(state, cache)
         state.base.storeBytes(
             of: UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())),
             toByteOffset: CPUState.processorOffset, as: UInt64.self)
+        for mask in BlockTranslator.FlagMask.allCases {
+            state.base.storeBytes(of: mask.value, toByteOffset: mask.offset, as: UInt64.self)
+        }
         reset()
     }
 
@@ -184,6 +195,7 @@ public final class Processor {
         mode.singleSteps = flags & RFlags.trap != 0
         mode.isVirtual8086 = flags & RFlags.virtual8086 != 0
         mode.isProtected = system.isProtectedMode
+        mode.isSystem = system.cpl == 0
         if !is64 {
             for segment in SegmentRegister.allCases where state.segmentBase(segment) != 0 {
                 mode.setBase(segment, true)

@@ -38,6 +38,7 @@ public struct SystemRegisters: Sendable {
     /// Added to the host's time-stamp counter.
     public var tscOffset: UInt64 = 0
     public var tscAdjust: UInt64 = 0
+    public var modelSpecific = ModelSpecificRegisters()
 
     /// The current privilege level, 0…3.
     public var cpl: UInt8 = 0

@@ -65,9 +65,9 @@ package enum BulkMemory {
         let byteCount = count * elementByteCount
         let start = backwards ? target + elementByteCount - byteCount : target
         let byte = UInt8(truncatingIfNeeded: value)
-        let mask = ~UInt64(0) >> UInt64(64 - elementByteCount * 8)
-        let pattern = UInt64(byte) &* 0x0101_0101_0101_0101
-        if (value ^ pattern) & mask == 0 {
+        let mask: UInt64 = ~0 >> UInt64(64 - elementByteCount * 8)
+        let repeated = UInt64(byte) &* 0x0101_0101_0101_0101
+        if (value ^ repeated) & mask == 0 {
             memset(start, Int32(byte), byteCount)
             return
         }

@@ -7,7 +7,7 @@ import X86
 extension BlockTranslator {
     /// Masks in the state page.
     enum FlagMask: Int, CaseIterable {
-        case withoutInterrupt, withoutDirection, arithmetic, pushed
+        case withoutInterrupt, withoutDirection, withoutAlignment, arithmetic, pushed
 
         var offset: Int { CPUState.flagMasksOffset + rawValue * 8 }
 
@@ -15,6 +15,7 @@ extension BlockTranslator {
             switch self {
             case .withoutInterrupt: ~RFlags.interrupt
             case .withoutDirection: ~RFlags.direction
+            case .withoutAlignment: ~RFlags.alignmentCheck
             case .arithmetic: RFlags.arithmetic
             // RF and VM read as zero.
             case .pushed: ~(RFlags.resume | RFlags.virtual8086 | RFlags.arithmetic)
@@ -53,6 +54,24 @@ extension BlockTranslator {
         e.bindShort(quiet)
         addColdExit(waiting, swiftExit(i))
         emitSetFlag(.withoutInterrupt, RFlags.interrupt)
+    }
+
+    /// STAC and CLAC at CPL 0: accesses go on with the other table set, jumps with the other mode tag. The processor
+    /// notices by the tag.
+    mutating func emitSetAccess(_ isSet: Bool) {
+        let target: SoftTLB.Mode = isSet ? .supervisorOverride : .supervisor
+        guard target != tlbMode, let other = bases.otherModeNumber else { return }
+        let (from, to) = target == mode.tlbMode ? (other, bases.modeNumber) : (bases.modeNumber, other)
+        if isSet {
+            emitSetFlag(.withoutAlignment, RFlags.alignmentCheck)
+        } else {
+            emitClearFlag(.withoutAlignment)
+        }
+        e.move(.address, constant: UInt64(bitPattern: (Int64(to) - Int64(from)) << 48))
+        e.load(.scratch, .state(CPUState.modeTagOffset))
+        e.lea(.scratch, .at(.scratch, plus: .address))
+        e.store(.scratch, .state(CPUState.modeTagOffset))
+        tlbMode = target
     }
 
     mutating func emitPushFlags() {

@@ -33,7 +33,13 @@ struct BlockTranslator {
     struct RecordBases {
         var instructions: Int
         var linkSites: Int
+        /// The number of the mode that differs in RFLAGS.AC, if translated code may change to it.
+        var otherModeNumber: UInt8?
+        var modeNumber: UInt8
     }
+
+    /// The table set in use where the translation stands; STAC and CLAC change it.
+    var tlbMode: SoftTLB.Mode
 
     /// Slow paths, emitted behind the block.
     private var slowPaths: [SlowPath] = []
@@ -57,6 +63,7 @@ struct BlockTranslator {
     ) {
         e = emitter
         self.mode = mode
+        tlbMode = mode.tlbMode
         self.form = form
         self.startOffset = startOffset
         self.records = records
@@ -180,7 +187,13 @@ struct BlockTranslator {
         case .popFlags:
             emitPopFlags(i)
             return true
-        case .swift, .setInterrupt:
+        case .setAccess where bases.otherModeNumber != nil:
+            emitSetAccess(true)
+            return true
+        case .clearAccess where bases.otherModeNumber != nil:
+            emitSetAccess(false)
+            return true
+        case .swift, .setInterrupt, .setAccess, .clearAccess:
             emitExit(swiftExit(i))
             return false
         default:
@@ -266,7 +279,7 @@ struct BlockTranslator {
     /// Checks the access of `byteCount` bytes at the address register and leaves in the scratch register what has to be
     /// added to the address.
     mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind) {
-        let tags = SoftTLB.tagOffset(mode.tlbMode, kind)
+        let tags = SoftTLB.tagOffset(tlbMode, kind)
         let indexMask = Emitter.Memory.state(CPUState.tlbIndexMaskOffset)
         e.pext(.scratch, .address, mask: indexMask)
         e.load(.scratch, .state(tags, index: .scratch))
@@ -280,7 +293,7 @@ struct BlockTranslator {
         let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind)
         slowPaths.append(SlowPath(jump: slow, retry: e.address, descriptor: descriptor.rawValue))
         e.pext(.scratch, .address, mask: indexMask)
-        e.load(.scratch, .state(SoftTLB.addendOffset(mode.tlbMode, kind), index: .scratch))
+        e.load(.scratch, .state(SoftTLB.addendOffset(tlbMode, kind), index: .scratch))
     }
 }
 

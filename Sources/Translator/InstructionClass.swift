@@ -11,6 +11,7 @@ enum InstructionClass {
     case push, pop, leave
     case call, callIndirect, jump, jumpIndirect, conditional, ret
     case counterZero, loop
+    case setAccess, clearAccess
     case clearInterrupt, setInterrupt, clearDirection, setDirection, pushFlags, popFlags
     /// Executed in Swift.
     case swift
@@ -98,6 +99,8 @@ extension DecodedInstruction {
         case ZYDIS_MNEMONIC_LEA: return .lea
         case ZYDIS_MNEMONIC_CLI: return mode.isSystem ? .clearInterrupt : .swift
         case ZYDIS_MNEMONIC_STI: return mode.isSystem ? .setInterrupt : .swift
+        case ZYDIS_MNEMONIC_STAC: return mode.isSystem && mode.codeSize == .bits64 ? .setAccess : .swift
+        case ZYDIS_MNEMONIC_CLAC: return mode.isSystem && mode.codeSize == .bits64 ? .clearAccess : .swift
         case ZYDIS_MNEMONIC_CLD: return .clearDirection
         case ZYDIS_MNEMONIC_STD: return .setDirection
         case ZYDIS_MNEMONIC_PUSHF, ZYDIS_MNEMONIC_PUSHFQ, ZYDIS_MNEMONIC_PUSHFD:

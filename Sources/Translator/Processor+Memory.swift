@@ -327,6 +327,7 @@ extension Processor {
             rawValue: state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self))
         let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
         missFault = nil
+        followModeTag()
         do throws(GuestFault) {
             let address = try normalized(linear)
             if Int(address & 0xFFF) + descriptor.byteCount <= 4096,

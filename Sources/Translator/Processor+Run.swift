@@ -74,6 +74,7 @@ extension Processor {
     // MARK: Exits
 
     private func handleExit(_ word: UInt32) throws(GuestFault) -> RunResult? {
+        followModeTag()
         let value = Int(word & Trampolines.exitValueMask)
         switch Trampolines.Exit(rawValue: word >> Trampolines.exitShift) {
         case .attention:
@@ -204,7 +205,7 @@ extension Processor {
         let limit = form != .block || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
         return cache.translate(
             physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage, mode: mode,
-            modeNumber: modeNumber, form: form
+            modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
         ) {
             if let second {
                 return ([decodeSpanning(host, offset, second.host)], false)
@@ -250,7 +251,7 @@ extension Processor {
                 position += Int(instruction.length)
                 switch instruction.translationClass(in: mode) {
                 case .copy, .nothing, .lea, .push, .pop, .leave, .clearInterrupt, .setInterrupt, .clearDirection,
-                    .setDirection, .pushFlags, .popFlags:
+                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess:
                     break
                 default: return (result, false)
                 }

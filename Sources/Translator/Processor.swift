@@ -25,6 +25,8 @@ public final class Processor {
     /// How blocks are translated now, and the number the cache gave that.
     var mode = TranslationMode()
     var modeNumber: UInt8 = 0
+    /// The number of the mode with the other RFLAGS.AC, in 64-bit mode at CPL 0.
+    var otherModeNumber: UInt8?
     private var knownModes: [(mode: TranslationMode, number: UInt8)] = []
     private var seenEpoch: UInt64 = 0
 
@@ -203,22 +205,37 @@ public final class Processor {
         }
         guard mode != self.mode || knownModes.isEmpty else { return }
         self.mode = mode
-        if let known = knownModes.first(where: { $0.mode == mode }) {
-            modeNumber = known.number
-        } else {
-            while true {
-                if let number = cache.number(of: mode) {
-                    modeNumber = number
-                    break
-                }
-                platform.withOthersPaused { cache.reset() }
-                seenEpoch = cache.epoch.load(ordering: .acquiring)
-                knownModes.removeAll()
-                tlb.dropAllJumps()
-            }
-            knownModes.append((mode, modeNumber))
+        modeNumber = number(of: mode)
+        // Translated code changes between these two by itself.
+        otherModeNumber = nil
+        if mode.isSystem && is64 {
+            var other = mode
+            other.tlbMode = mode.tlbMode == .supervisor ? .supervisorOverride : .supervisor
+            otherModeNumber = number(of: other)
+            // Numbering the other one may have reset the cache.
+            modeNumber = number(of: mode)
         }
         tlb.selectMode(number: UInt64(modeNumber))
+    }
+
+    private func number(of mode: TranslationMode) -> UInt8 {
+        if let known = knownModes.first(where: { $0.mode == mode }) { return known.number }
+        while true {
+            if let number = cache.number(of: mode) {
+                knownModes.append((mode, number))
+                return number
+            }
+            platform.withOthersPaused { cache.reset() }
+            seenEpoch = cache.epoch.load(ordering: .acquiring)
+            knownModes.removeAll()
+            tlb.dropAllJumps()
+        }
+    }
+
+    /// Translated code executes STAC and CLAC by itself and leaves the new mode in the mode tag.
+    func followModeTag() {
+        let number = UInt8(truncatingIfNeeded: (tlb.modeTag >> 48) &- 1) & 127
+        if number != modeNumber { modeDidChange() }
     }
 
     // MARK: Requests

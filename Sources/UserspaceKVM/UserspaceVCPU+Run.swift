@@ -28,28 +28,16 @@ extension UserspaceVCPU {
                 continue
             }
             if !completes, isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
-            // A completion runs the one instruction that waits for it: with attention raised it ends after that.
-            if completes { processor.raiseAttention() } else { processor.clearAttention() }
-            enterGuest()
+            // With attention raised, the processor completes the access that was answered and no more.
+            if completes, mustReturn { processor.raiseAttention() } else { processor.clearAttention() }
+            requests.enter()
             if !completes { injectEvents() }
             let result = processor.run()
             if result == .emulationFailure { describeEmulationFailure() }
-            leaveGuest()
+            requests.leave()
             completes = false
             if let outcome = try handle(result) { return outcome }
         }
-    }
-
-    /// > Concurrency: the owner, outside.
-    func enterGuest() {
-        requests.enter()
-        reader.online()
-    }
-
-    /// > Concurrency: the owner, inside.
-    func leaveGuest() {
-        reader.offline()
-        requests.leave()
     }
 
     /// What `KVM_RUN` does with the end of a stay in guest code.
@@ -163,8 +151,7 @@ extension UserspaceVCPU {
     /// Chooses the event the processor delivers first, or asks for the moment at which one could be.
     /// > Concurrency: the owner, inside.
     private func injectEvents() {
-        let system = processor.system
-        if system.pendingEvent == nil, !system.nmiBlocked, !system.interruptShadow, takeNMI() {
+        if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, takeNMI() {
             processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)
         }
         guard let apic else {

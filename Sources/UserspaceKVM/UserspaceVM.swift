@@ -16,7 +16,8 @@ final class UserspaceVM: @unchecked Sendable {
     let host: HostProcessor
     let tscKilohertz: UInt64
     let clock: MachineClock
-    let core: MachineCore
+    let memory: GuestMemory
+    let cache: TranslationCache
     let gate = PauseGate()
     let timers = MachineTimers()
 
@@ -44,9 +45,9 @@ final class UserspaceVM: @unchecked Sendable {
         self.host = host
         tscKilohertz = TSCFrequency.kilohertz
         clock = MachineClock(tscKilohertz: tscKilohertz)
-        core = try MachineCore()
-        vcpus = CopyAndPublishTable(
-            maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID), domain: core.domain)
+        memory = GuestMemory()
+        cache = try TranslationCache()
+        vcpus = CopyAndPublishTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
     }
 
     deinit { timers.stop() }
@@ -96,7 +97,7 @@ final class UserspaceVM: @unchecked Sendable {
     /// Makes every vCPU perform `requests` before it runs guest code again.
     /// > Concurrency: any thread that is not inside guest code, without locks that vCPUs take.
     func requestAll(_ requests: ProcessorRequests) {
-        VCPURequests.request(requests, ofEach: enumerateRequests)
+        VCPURequests.request(requests, among: enumerateRequests)
     }
 
     /// Calls `body` with the request state of each vCPU.

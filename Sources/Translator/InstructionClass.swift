@@ -22,11 +22,14 @@ extension DecodedInstruction {
     /// The unit that executes the instruction.
     var unit: InstructionClass.Unit {
         switch isaSet {
+        case ZYDIS_ISA_SET_PPRO where category == ZYDIS_CATEGORY_X87_ALU:
+            // FCOMI and its relatives.
+            return .x87
         case ZYDIS_ISA_SET_X87, ZYDIS_ISA_SET_FCMOV, ZYDIS_ISA_SET_SSE3X87, ZYDIS_ISA_SET_PENTIUMMMX,
             ZYDIS_ISA_SET_SSE2MMX, ZYDIS_ISA_SET_SSSE3MMX:
             return .x87
         case ZYDIS_ISA_SET_SSE, ZYDIS_ISA_SET_SSE2, ZYDIS_ISA_SET_SSE3, ZYDIS_ISA_SET_SSSE3, ZYDIS_ISA_SET_SSE4,
-            ZYDIS_ISA_SET_SSE42, ZYDIS_ISA_SET_AES, ZYDIS_ISA_SET_PCLMULQDQ, ZYDIS_ISA_SET_SHA, ZYDIS_ISA_SET_SSEMXCSR:
+            ZYDIS_ISA_SET_SSE42, ZYDIS_ISA_SET_SSE4A, ZYDIS_ISA_SET_AES, ZYDIS_ISA_SET_PCLMULQDQ, ZYDIS_ISA_SET_SHA, ZYDIS_ISA_SET_SSEMXCSR:
             switch mnemonic {
             case ZYDIS_MNEMONIC_CRC32, ZYDIS_MNEMONIC_MOVNTI, ZYDIS_MNEMONIC_LFENCE, ZYDIS_MNEMONIC_MFENCE,
                 ZYDIS_MNEMONIC_SFENCE, ZYDIS_MNEMONIC_POPCNT:

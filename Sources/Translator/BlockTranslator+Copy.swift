@@ -178,7 +178,8 @@ extension BlockTranslator {
                 (~(fields.reg >> 3) & 1) << 7 | (~(rexBits >> 1) & 1) << 6 | (~rexBits & 1) << 5 | i.opcodeMap)
             e.byte((i.rexW ? 0x80 : 0) | (~fields.vexV & 15) << 3 | i.vexL << 2 | i.vexPP)
             e.byte(i.opcode)
-            emitModRM(i, fields)
+            // VZEROALL and VZEROUPPER have none.
+            if i.hasModRM { emitModRM(i, fields) }
             emitImmediate(i)
             return
         }

@@ -46,10 +46,12 @@ extension BlockTranslator {
             guard name.kind == .general else { continue }
             let guest = Int(name.number)
             if name.isHighByte && operand.place != .implied { hasHighByte = true }
-            if operand.isRead { uses[guest].isRead = true }
+            // BSF and BSR of zero leave their target alone.
+            let keepsTarget = i.mnemonic == ZYDIS_MNEMONIC_BSF || i.mnemonic == ZYDIS_MNEMONIC_BSR
+            if operand.isRead || keepsTarget { uses[guest].isRead = true }
             if operand.isWritten {
                 uses[guest].isWritten = true
-                if name.width >= 32 && !operand.isRead { uses[guest].isWrittenWhole = true }
+                if name.width >= 32 && !operand.isRead && !keepsTarget { uses[guest].isWrittenWhole = true }
             }
             if operand.place == .implied { uses[guest].isImplied = true } else { uses[guest].isExplicit = true }
         }

@@ -70,7 +70,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
-        .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
+        .testTarget(name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis"], swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [

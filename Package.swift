@@ -70,7 +70,9 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
+        .testTarget(name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis"], swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [
@@ -84,5 +86,9 @@ let package = Package(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
+        .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
+        .testTarget(
+            name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost"],
+            swiftSettings: execution),
     ]
 )

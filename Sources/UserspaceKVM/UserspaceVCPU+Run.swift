@@ -21,7 +21,6 @@ extension UserspaceVCPU {
         while true {
             if !completes, mustReturn { throw interrupted() }
             acceptStartupSignals()
-            if takeSignal(.clockChanged) { writeParavirtualClock() }
             serviceTimer()
             if processor.system.activity != .running {
                 try waitForActivity()
@@ -31,6 +30,7 @@ extension UserspaceVCPU {
             // With attention raised, the processor completes the access that was answered and no more.
             if completes, mustReturn { processor.raiseAttention() } else { processor.clearAttention() }
             requests.enter()
+            if takeSignal(.clockChanged) { writeParavirtualClock() }
             if !completes { injectEvents() }
             let result = processor.run()
             if result == .emulationFailure { describeEmulationFailure() }
@@ -51,11 +51,8 @@ extension UserspaceVCPU {
             describe(request)
             return 0
         case .halted:
-            guard apic == nil else {
-                processor.system.activity = .halted
-                return nil
-            }
-            return exit(KVM_EXIT_HLT)
+            processor.system.activity = apic == nil ? .running : .halted
+            return apic == nil ? exit(KVM_EXIT_HLT) : nil
         case .shutdown:
             return exit(KVM_EXIT_SHUTDOWN)
         case .hostMemory:
@@ -111,7 +108,7 @@ extension UserspaceVCPU {
     /// Something is there that changes what this vCPU does now.
     private var hasWakeEvent: Bool {
         guard let apic else { return true }
-        if apic.hasPendingInitialize || hasSignal(.clockChanged) { return true }
+        if apic.hasPendingInitialize { return true }
         switch processor.system.activity {
         case .initReceived: return apic.pendingStartupVector != nil
         case .uninitialized: return false

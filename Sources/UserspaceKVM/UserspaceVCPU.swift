@@ -68,7 +68,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
             APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
-        memoryReader = MemoryReader(vm.memory.domain, processor)
+        memoryReader = MemoryReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
         if vm.router != nil { apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self) }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)

@@ -3,6 +3,7 @@ import GuestMemory
 import Host
 import Interrupts
 import KVMInterface
+import RCU
 import Synchronization
 import SystemPackage
 import Translator
@@ -16,6 +17,8 @@ final class UserspaceVM: @unchecked Sendable {
     let host: HostProcessor
     let tscKilohertz: UInt64
     let clock: MachineClock
+    /// Grace periods of memory slots and translated code, in which vCPUs take part while inside guest code.
+    let domain: RCUDomain
     let memory: GuestMemory
     let cache: TranslationCache
     let gate = PauseGate()
@@ -45,7 +48,8 @@ final class UserspaceVM: @unchecked Sendable {
         self.host = host
         tscKilohertz = TSCFrequency.kilohertz
         clock = MachineClock(tscKilohertz: tscKilohertz)
-        memory = GuestMemory()
+        domain = RCUDomain()
+        memory = GuestMemory(domain: domain)
         cache = try TranslationCache()
         vcpus = CopyAndPublishTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
     }

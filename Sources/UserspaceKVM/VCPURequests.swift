@@ -256,4 +256,18 @@ extension VCPURequests {
         gate.closed.wake()
         gate.lock.unlock()
     }
+    /// Runs `body` while no vCPU among `all` executes guest code.
+    /// > Concurrency: a thread that is not a vCPU's owner, without locks that owners take outside guest code.
+    public static func withAllPaused(
+        _ gate: PauseGate, among all: ((VCPURequests) -> Void) -> Void, _ body: () -> Void
+    ) {
+        gate.lock.lock()
+        // ORDERING: as in ``withOthersPaused(among:_:)``, here and below.
+        gate.closed.atomic.pointee.store(1, ordering: .sequentiallyConsistent)
+        request(.pause, among: all)
+        body()
+        gate.closed.atomic.pointee.store(0, ordering: .sequentiallyConsistent)
+        gate.closed.wake()
+        gate.lock.unlock()
+    }
 }

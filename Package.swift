@@ -70,11 +70,14 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
-        .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
+        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
+        .testTarget(
+            name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU"],
+            swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [
-                "Machine", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
+                "Machine", "Addressing", "KVMInterface", "CHost", "Host", "CLZ4", "CLZMA", "CZlib", "CZstd",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: execution),

@@ -88,7 +88,7 @@ extension GuestMemory {
         }
         let active = spaces[Int(requested.addressSpace)].active.load()!
         guard !active.pointee.overlaps(requested.frames, except: requested.id) else { throw .fileExists }
-        // The greatest frame number is below 2^40, so frames can be added up to this point and from here on.
+        // KVM looks for overlaps first, so that a range that is also too high gives EEXIST.
         guard requested.frames.upperBound.value <= Self.frameCount else { throw .invalidArgument }
         return change
     }
@@ -192,7 +192,8 @@ extension GuestMemory {
     /// Changes the inactive set.
     private func replace(_ old: MemorySlot.Pointer?, with new: MemorySlot.Pointer?) {
         let addressSpace = Int((old ?? new)!.pointee.addressSpace)
-        spaces[addressSpace].inactive.pointee.replace(old, with: new)
+        let inactive = spaces[addressSpace].inactive
+        inactive.pointee.replace(old, with: new)
     }
 
     /// Makes the inactive set active and repeats the change in the other: both are the same then, and readers of `old`

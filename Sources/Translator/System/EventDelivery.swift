@@ -257,14 +257,14 @@ extension Processor {
 
 extension PendingEvent {
     /// INT n, INT3 or INTO: the gate's privilege level counts.
-    var isSoftware: Bool { kind == .softwareInterrupt || kind == .softwareException }
+    package var isSoftware: Bool { kind == .softwareInterrupt || kind == .softwareException }
 
     /// Exceptions during delivery carry the EXT bit.
     var isExternal: Bool { !isSoftware }
 
     /// RFLAGS as delivery saves them: RF is set for faults, so that the instruction is not stopped again by its own
     /// instruction breakpoint.
-    func flagsImage(of flags: UInt64) -> UInt64 {
+    package func flagsImage(of flags: UInt64) -> UInt64 {
         guard kind == .exception else { return flags }
         switch vector {
         // Debug exceptions manage RF themselves; the others are traps, aborts or interrupts.

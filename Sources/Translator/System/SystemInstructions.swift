@@ -8,7 +8,7 @@ extension Processor {
     ///
     /// `state.rip` is at the instruction on entry, and behind it or at its target afterwards.
     /// - Returns: false, with nothing done, if `i` belongs elsewhere.
-    func executeSystem(_ i: DecodedInstruction) throws(GuestFault) -> Bool {
+    package func executeSystem(_ i: DecodedInstruction) throws(GuestFault) -> Bool {
         switch i.mnemonic {
         case ZYDIS_MNEMONIC_MOV: return try executeMove(i)
         case ZYDIS_MNEMONIC_PUSH:

@@ -96,6 +96,29 @@ extension Processor {
             register, operation.advanced(state[register], by: count), byteCount: operation.addressByteCount)
     }
 
+    /// Changes `count` elements of plain memory, the first at `linear`, all in its page, as one store.
+    ///
+    /// - Parameter body: gets the host address of the first element.
+    /// - Returns: false, without a call of `body`, if there is a device or read-only memory.
+    @inline(__always)
+    func changeRun(
+        _ operation: StringOperation, _ linear: UInt64, count: UInt64, _ body: (UnsafeMutableRawPointer) -> Void
+    ) throws(GuestFault) -> Bool {
+        if let host = try hostPointer(linear, forWriting: true) {
+            body(host)
+            return true
+        }
+        guard case .memory(let host, let page, _) = try resolve(normalized(linear), .write, .current) else {
+            return false
+        }
+        // Translated code lies in the page; the cache has to know which bytes change.
+        let byteCount = Int(count) * operation.elementByteCount
+        var offset = Int(linear & 0xFFF)
+        if operation.isBackwards { offset -= byteCount - operation.elementByteCount }
+        if cache.store(to: page, offset: offset, byteCount: byteCount, { body(host) }) { forgetDroppedBlocks() }
+        return true
+    }
+
     /// Runs string instruction `i` in chunks, until rCX is used up, a chunk says that it was the last, or something
     /// wants the processor: then RIP stays, and the instruction goes on when it is executed again.
     ///

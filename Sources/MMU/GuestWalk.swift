@@ -115,8 +115,7 @@ public final class GuestWalk {
         let region = linear & ~0x1F_FFFF
         let slot = Int(truncatingIfNeeded: (linear >> 21) ^ (linear >> 39)) & (Self.cacheCount - 1)
         let cacheContext = context.cr3 & 0x000F_FFFF_FFFF_FFFF
-        if cache[slot].region == region && cache[slot].context == cacheContext && cache[slot].generation == generation
-        {
+        if cache[slot].region == region && cache[slot].context == cacheContext && cache[slot].generation == generation {
             let entry = cache[slot]
             return finish(
                 linear, access, context, rights: entry.rights, table: entry.table, tableAddress: entry.tableAddress,
@@ -130,7 +129,8 @@ public final class GuestWalk {
             let index = Int((linear >> shift) & 511)
             if shift == 12 {
                 cache[slot] = CachedTable(
-                    region: region, context: cacheContext, generation: generation, table: table, tableAddress: tableAddress, rights: rights)
+                    region: region, context: cacheContext, generation: generation, table: table,
+                    tableAddress: tableAddress, rights: rights)
                 return finish(
                     linear, access, context, rights: rights, table: table, tableAddress: tableAddress, index: index,
                     shift: 12)
@@ -198,9 +198,11 @@ public final class GuestWalk {
         if access.kind == .write { needed |= Entry.dirty }
         if entry & needed != needed, !set(needed, table, index, entry, tableAddress) { return nil }
         let isDirty = (entry | needed) & Entry.dirty != 0
-        let mayWrite = isDirty && allows(
-            PageAccess(.write, isUser: access.isUser, overridesAccessPrevention: access.overridesAccessPrevention),
-            rights, context)
+        let mayWrite =
+            isDirty
+            && allows(
+                PageAccess(.write, isUser: access.isUser, overridesAccessPrevention: access.overridesAccessPrevention),
+                rights, context)
         let base = entry & Entry.address & ~pageMask
         return .translated(
             PageTranslation(
@@ -248,9 +250,11 @@ public final class GuestWalk {
         if access.kind == .write { needed |= Entry.dirty }
         if entry & needed != needed, !set32(needed, table, index, entry, tableAddress) { return nil }
         let isDirty = (entry | needed) & Entry.dirty != 0
-        let mayWrite = isDirty && allows(
-            PageAccess(.write, isUser: access.isUser, overridesAccessPrevention: access.overridesAccessPrevention),
-            rights, context)
+        let mayWrite =
+            isDirty
+            && allows(
+                PageAccess(.write, isUser: access.isUser, overridesAccessPrevention: access.overridesAccessPrevention),
+                rights, context)
         let pageMask = (UInt64(1) << shift) - 1
         return .translated(
             PageTranslation(

@@ -3,20 +3,20 @@ import X86
 
 /// Stack and control flow.
 extension BlockTranslator {
-    private var stackBytes: Int { mode.codeSize == .bits64 ? 8 : 4 }
-    private var isWide: Bool { mode.codeSize == .bits64 }
+    var stackBytes: Int { mode.codeSize == .bits64 ? 8 : 4 }
+    var isWide: Bool { mode.codeSize == .bits64 }
 
     // MARK: Stack
 
     /// Checks the slot below the stack pointer; the host address of the slot is then in the address register, and the
     /// scratch register is free.
-    private mutating func emitPushSlot() {
+    mutating func emitPushSlot() {
         e.lea(.address, .at(.stack, Int32(-stackBytes)), wide: isWide)
         emitLookup(byteCount: stackBytes, .write)
         e.lea(.address, .at(.address, plus: .scratch))
     }
 
-    private mutating func emitStackAdjust(_ distance: Int32) {
+    mutating func emitStackAdjust(_ distance: Int32) {
         e.lea(.stack, .at(.stack, distance), wide: isWide)
     }
 

@@ -33,7 +33,13 @@ struct BlockTranslator {
     struct RecordBases {
         var instructions: Int
         var linkSites: Int
+        /// The number of the mode that differs in RFLAGS.AC, if translated code may change to it.
+        var otherModeNumber: UInt8?
+        var modeNumber: UInt8
     }
+
+    /// The table set in use where the translation stands; STAC and CLAC change it.
+    var tlbMode: SoftTLB.Mode
 
     /// Slow paths, emitted behind the block.
     private var slowPaths: [SlowPath] = []
@@ -48,6 +54,8 @@ struct BlockTranslator {
     /// Offset in the page of the instruction being translated, and of the one behind it.
     var offset = 0
     var nextOffset = 0
+    /// No other instruction follows in this block.
+    private var isLast = false
 
     init(
         emitter: Emitter, mode: TranslationMode, form: Form, startOffset: Int, records: BlockRecords,
@@ -55,6 +63,7 @@ struct BlockTranslator {
     ) {
         e = emitter
         self.mode = mode
+        tlbMode = mode.tlbMode
         self.form = form
         self.startOffset = startOffset
         self.records = records
@@ -67,7 +76,8 @@ struct BlockTranslator {
         if form == .block { emitPrologue(instructions) }
         offset = startOffset
         var isOpen = true
-        for instruction in instructions {
+        for (index, instruction) in instructions.enumerated() {
+            isLast = index == instructions.count - 1
             nextOffset = offset + Int(instruction.length)
             records.points.append(
                 BlockRecords.Point(address: e.address, guestOffset: UInt16(truncatingIfNeeded: offset)))
@@ -99,6 +109,16 @@ struct BlockTranslator {
     func exitWord(_ exit: Trampolines.Exit, _ value: UInt32) -> UInt32 {
         exit.rawValue << Trampolines.exitShift | value & Trampolines.exitValueMask
     }
+
+    /// The exit word that has Swift execute `i`.
+    mutating func swiftExit(_ i: DecodedInstruction) -> UInt32 {
+        records.instructions.append((i, UInt16(truncatingIfNeeded: offset)))
+        return exitWord(
+            .instruction, UInt32(truncatingIfNeeded: bases.instructions + records.instructions.count - 1))
+    }
+
+    /// Lets `jump` leave to the dispatcher.
+    mutating func addColdExit(_ jump: Emitter.Fixup, _ word: UInt32) { coldExits.append((jump, word)) }
 
     /// Leaves to the dispatcher.
     mutating func emitExit(_ word: UInt32) {
@@ -149,9 +169,32 @@ struct BlockTranslator {
         case .leave:
             emitLeave()
             return true
-        case .swift:
-            emitExit(exitWord(.instruction, UInt32(truncatingIfNeeded: bases.instructions + records.instructions.count)))
-            records.instructions.append((i, UInt16(truncatingIfNeeded: offset)))
+        case .clearInterrupt:
+            emitClearFlag(.withoutInterrupt)
+            return true
+        case .clearDirection:
+            emitClearFlag(.withoutDirection)
+            return true
+        case .setDirection:
+            emitSetFlag(.withoutDirection, RFlags.direction)
+            return true
+        case .setInterrupt where !isLast:
+            emitSetInterrupt(i)
+            return true
+        case .pushFlags:
+            emitPushFlags()
+            return true
+        case .popFlags:
+            emitPopFlags(i)
+            return true
+        case .setAccess where bases.otherModeNumber != nil:
+            emitSetAccess(true)
+            return true
+        case .clearAccess where bases.otherModeNumber != nil:
+            emitSetAccess(false)
+            return true
+        case .swift, .setInterrupt, .setAccess, .clearAccess:
+            emitExit(swiftExit(i))
             return false
         default:
             emitBranch(i, kind)
@@ -200,7 +243,10 @@ struct BlockTranslator {
         }
         if memory.base == nil && memory.index == nil {
             // Absolute; a displacement in 64-bit mode is sign-extended, except in A0–A3, which carry all 64 bits.
-            e.move(target, constant: wide ? UInt64(bitPattern: m.displacement) : UInt64(UInt32(truncatingIfNeeded: m.displacement)))
+            e.move(
+                target,
+                constant: wide ? UInt64(bitPattern: m.displacement) : UInt64(UInt32(truncatingIfNeeded: m.displacement))
+            )
             return
         }
         e.lea(target, memory, wide: wide)
@@ -233,7 +279,7 @@ struct BlockTranslator {
     /// Checks the access of `byteCount` bytes at the address register and leaves in the scratch register what has to be
     /// added to the address.
     mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind) {
-        let tags = SoftTLB.tagOffset(mode.tlbMode, kind)
+        let tags = SoftTLB.tagOffset(tlbMode, kind)
         let indexMask = Emitter.Memory.state(CPUState.tlbIndexMaskOffset)
         e.pext(.scratch, .address, mask: indexMask)
         e.load(.scratch, .state(tags, index: .scratch))
@@ -247,7 +293,7 @@ struct BlockTranslator {
         let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind)
         slowPaths.append(SlowPath(jump: slow, retry: e.address, descriptor: descriptor.rawValue))
         e.pext(.scratch, .address, mask: indexMask)
-        e.load(.scratch, .state(SoftTLB.addendOffset(mode.tlbMode, kind), index: .scratch))
+        e.load(.scratch, .state(SoftTLB.addendOffset(tlbMode, kind), index: .scratch))
     }
 }
 

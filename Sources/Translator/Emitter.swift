@@ -195,11 +195,22 @@ struct Emitter {
 
     /// Gathers the bits of `source` that `mask` selects.
     mutating func pext(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
+        bitGather(target, source, mask, prefix: 2)
+    }
+
+    /// Scatters the low bits of `source` to where `mask` is set.
+    mutating func pdep(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
+        bitGather(target, source, mask, prefix: 3)
+    }
+
+    private mutating func bitGather(
+        _ target: HostRegister, _ source: HostRegister, _ mask: Memory, prefix: UInt8
+    ) {
         if mask.inState { byte(0x65) }
         let rexBits = mask.rexBits
         byte(0xC4)
         byte((~(target.number >> 3) & 1) << 7 | (~(rexBits >> 1) & 1) << 6 | (~rexBits & 1) << 5 | 2)
-        byte(0x80 | (~source.number & 15) << 3 | 2)
+        byte(0x80 | (~source.number & 15) << 3 | prefix)
         byte(0xF5)
         modRM(reg: target.number, mask)
     }

@@ -11,6 +11,8 @@ enum InstructionClass {
     case push, pop, leave
     case call, callIndirect, jump, jumpIndirect, conditional, ret
     case counterZero, loop
+    case setAccess, clearAccess
+    case clearInterrupt, setInterrupt, clearDirection, setDirection, pushFlags, popFlags
     /// Executed in Swift.
     case swift
 
@@ -95,6 +97,16 @@ extension DecodedInstruction {
             ZYDIS_MNEMONIC_ENDBR32:
             return .nothing
         case ZYDIS_MNEMONIC_LEA: return .lea
+        case ZYDIS_MNEMONIC_CLI: return mode.isSystem ? .clearInterrupt : .swift
+        case ZYDIS_MNEMONIC_STI: return mode.isSystem ? .setInterrupt : .swift
+        case ZYDIS_MNEMONIC_STAC: return mode.isSystem && mode.codeSize == .bits64 ? .setAccess : .swift
+        case ZYDIS_MNEMONIC_CLAC: return mode.isSystem && mode.codeSize == .bits64 ? .clearAccess : .swift
+        case ZYDIS_MNEMONIC_CLD: return .clearDirection
+        case ZYDIS_MNEMONIC_STD: return .setDirection
+        case ZYDIS_MNEMONIC_PUSHF, ZYDIS_MNEMONIC_PUSHFQ, ZYDIS_MNEMONIC_PUSHFD:
+            return mode.isFlatStack && operandWidth == stackBits(mode) && !mode.isVirtual8086 ? .pushFlags : .swift
+        case ZYDIS_MNEMONIC_POPF, ZYDIS_MNEMONIC_POPFQ, ZYDIS_MNEMONIC_POPFD:
+            return mode.isFlatStack && operandWidth == stackBits(mode) && mode.isSystem ? .popFlags : .swift
         case ZYDIS_MNEMONIC_PUSH, ZYDIS_MNEMONIC_POP:
             // Segment registers have more to do; other operand sizes are rare.
             guard mode.isFlatStack, operandWidth == stackBits(mode) else { return .swift }

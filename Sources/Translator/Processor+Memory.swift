@@ -286,7 +286,8 @@ extension Processor {
 
     /// The effective linear address of a memory operand, segment base added and truncated to the address size.
     /// `rip`-relative operands count from the end of the instruction.
-    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64 {
+    public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64
+    {
         typealias Operand = DecodedInstruction.MemoryOperand
         var address = UInt64(bitPattern: operand.displacement)
         if operand.base == Operand.instructionPointer {
@@ -326,6 +327,7 @@ extension Processor {
             rawValue: state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self))
         let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
         missFault = nil
+        followModeTag()
         do throws(GuestFault) {
             let address = try normalized(linear)
             if Int(address & 0xFFF) + descriptor.byteCount <= 4096,

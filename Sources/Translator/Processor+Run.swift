@@ -27,6 +27,10 @@ extension Processor {
                 if let result = step() { return result }
                 continue
             }
+            if mode.singleSteps {
+                if let result = stepWithTrap() { return result }
+                continue
+            }
             do throws(GuestFault) {
                 let code = try findCode(.block)
                 if let result = try handleExit(enter(code)) { return result }
@@ -34,6 +38,21 @@ extension Processor {
                 if let result = handle(error) { return result }
             }
         }
+    }
+
+    /// Executes the instruction at RIP with RFLAGS.TF set: a debug exception follows it, unless it faulted, is an interrupt
+    /// instruction (whose handler must not be trapped), or shadows the next instruction.
+    /// > Source: APM volume 2, section 13.1.4.
+    private func stepWithTrap() -> RunResult? {
+        let start = state.rip
+        executedInterrupt = false
+        let result = step()
+        if result != nil && result != .halted || system.pendingEvent != nil { return result }
+        if mode.singleSteps || state.rip != start {
+            if system.interruptShadow && state.rip == shadowRIP || executedInterrupt { return result }
+            system.pendingEvent = PendingEvent(.debug(1 << 14))
+        }
+        return result
     }
 
     /// What a fault of an instruction leads to; nil to go on.
@@ -55,6 +74,7 @@ extension Processor {
     // MARK: Exits
 
     private func handleExit(_ word: UInt32) throws(GuestFault) -> RunResult? {
+        followModeTag()
         let value = Int(word & Trampolines.exitValueMask)
         switch Trampolines.Exit(rawValue: word >> Trampolines.exitShift) {
         case .attention:
@@ -185,7 +205,7 @@ extension Processor {
         let limit = form != .block || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
         return cache.translate(
             physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage, mode: mode,
-            modeNumber: modeNumber, form: form
+            modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
         ) {
             if let second {
                 return ([decodeSpanning(host, offset, second.host)], false)
@@ -230,7 +250,9 @@ extension Processor {
                 result.append(instruction)
                 position += Int(instruction.length)
                 switch instruction.translationClass(in: mode) {
-                case .copy, .nothing, .lea, .push, .pop, .leave: break
+                case .copy, .nothing, .lea, .push, .pop, .leave, .clearInterrupt, .setInterrupt, .clearDirection,
+                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess:
+                    break
                 default: return (result, false)
                 }
             case .truncated:
@@ -251,7 +273,9 @@ extension Processor {
             for i in 0..<15 {
                 buffer[i] = (i < head ? first + offset + i : second + (i - head)).load(as: UInt8.self)
             }
-            switch decoder.decode(UnsafeRawPointer(buffer.baseAddress.unsafelyUnwrapped), byteCount: 15, size: mode.codeSize) {
+            switch decoder.decode(
+                UnsafeRawPointer(buffer.baseAddress.unsafelyUnwrapped), byteCount: 15, size: mode.codeSize)
+            {
             case .instruction(let instruction): return instruction
             case .truncated: return Self.invalidInstruction(tooLong: true)
             case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
@@ -310,6 +334,7 @@ extension Processor {
             system.interruptShadow = wasShadowed
             throw error
         }
+        executedInterrupt = i.category == ZYDIS_CATEGORY_INTERRUPT
         commitClientAccesses()
         if system.interruptShadow { shadowRIP = state.rip }
         if system.activity == .halted { return .halted }

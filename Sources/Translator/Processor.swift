@@ -25,6 +25,8 @@ public final class Processor {
     /// How blocks are translated now, and the number the cache gave that.
     var mode = TranslationMode()
     var modeNumber: UInt8 = 0
+    /// The number of the mode with the other RFLAGS.AC, in 64-bit mode at CPL 0.
+    var otherModeNumber: UInt8?
     private var knownModes: [(mode: TranslationMode, number: UInt8)] = []
     private var seenEpoch: UInt64 = 0
 
@@ -34,11 +36,18 @@ public final class Processor {
     var clientAccesses: [(request: ClientRequest, value: UInt64)] = []
     var usedClientAccesses = 0
     var pendingClientRequest: ClientRequest?
+    /// The last instruction executed in Swift was INT n or its like.
+    var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.
     var shadowRIP: UInt64 = 0
     /// Set by the caller of ``run()`` when an interrupt waits for ``canAcceptInterrupt``: `run()` then returns
     /// `.attention` at the first instruction boundary where it could be delivered.
-    public var wantsInterruptWindow = false
+    public var wantsInterruptWindow: Bool {
+        get { state.base.load(fromByteOffset: CPUState.interruptWindowOffset, as: UInt32.self) != 0 }
+        set {
+            state.base.storeBytes(of: newValue ? 1 : 0, toByteOffset: CPUState.interruptWindowOffset, as: UInt32.self)
+        }
+    }
 
     private typealias EnterRoutine = @convention(c) (UnsafeMutableRawPointer, UInt64) -> Void
     private typealias PlainRoutine = @convention(c) () -> Void
@@ -58,11 +67,15 @@ public final class Processor {
         // SAFETY: the address is that of a routine with this signature in the cache's buffer, which `cache` keeps alive.
         enterRoutine = unsafeBitCast(UInt(cache.trampolines.enter), to: EnterRoutine.self)
         let handler: @convention(c) (UnsafeMutableRawPointer) -> Int32 = { base in Processor.handleMiss(base) }
-        cache.trampolines.install(in: state, fillHandler: UInt64(UInt(bitPattern: unsafeBitCast(handler, to: Int.self))))
+        cache.trampolines.install(
+            in: state, fillHandler: UInt64(UInt(bitPattern: unsafeBitCast(handler, to: Int.self))))
         HostFaults.install(state, cache)
         state.base.storeBytes(
             of: UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())),
             toByteOffset: CPUState.processorOffset, as: UInt64.self)
+        for mask in BlockTranslator.FlagMask.allCases {
+            state.base.storeBytes(of: mask.value, toByteOffset: mask.offset, as: UInt64.self)
+        }
         reset()
     }
 
@@ -184,6 +197,7 @@ public final class Processor {
         mode.singleSteps = flags & RFlags.trap != 0
         mode.isVirtual8086 = flags & RFlags.virtual8086 != 0
         mode.isProtected = system.isProtectedMode
+        mode.isSystem = system.cpl == 0
         if !is64 {
             for segment in SegmentRegister.allCases where state.segmentBase(segment) != 0 {
                 mode.setBase(segment, true)
@@ -191,22 +205,37 @@ public final class Processor {
         }
         guard mode != self.mode || knownModes.isEmpty else { return }
         self.mode = mode
-        if let known = knownModes.first(where: { $0.mode == mode }) {
-            modeNumber = known.number
-        } else {
-            while true {
-                if let number = cache.number(of: mode) {
-                    modeNumber = number
-                    break
-                }
-                platform.withOthersPaused { cache.reset() }
-                seenEpoch = cache.epoch.load(ordering: .acquiring)
-                knownModes.removeAll()
-                tlb.dropAllJumps()
-            }
-            knownModes.append((mode, modeNumber))
+        modeNumber = number(of: mode)
+        // Translated code changes between these two by itself.
+        otherModeNumber = nil
+        if mode.isSystem && is64 {
+            var other = mode
+            other.tlbMode = mode.tlbMode == .supervisor ? .supervisorOverride : .supervisor
+            otherModeNumber = number(of: other)
+            // Numbering the other one may have reset the cache.
+            modeNumber = number(of: mode)
         }
         tlb.selectMode(number: UInt64(modeNumber))
+    }
+
+    private func number(of mode: TranslationMode) -> UInt8 {
+        if let known = knownModes.first(where: { $0.mode == mode }) { return known.number }
+        while true {
+            if let number = cache.number(of: mode) {
+                knownModes.append((mode, number))
+                return number
+            }
+            platform.withOthersPaused { cache.reset() }
+            seenEpoch = cache.epoch.load(ordering: .acquiring)
+            knownModes.removeAll()
+            tlb.dropAllJumps()
+        }
+    }
+
+    /// Translated code executes STAC and CLAC by itself and leaves the new mode in the mode tag.
+    func followModeTag() {
+        let number = UInt8(truncatingIfNeeded: (tlb.modeTag >> 48) &- 1) & 127
+        if number != modeNumber { modeDidChange() }
     }
 
     // MARK: Requests

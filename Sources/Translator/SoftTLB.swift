@@ -144,7 +144,9 @@ final class SoftTLB {
     }
 
     /// Lets translated code reach the page of `linear` at `host`.
-    func insert(_ linear: UInt64, _ mode: Mode, _ kind: Kind, host: UnsafeMutableRawPointer, isGlobal: Bool, pageShift: UInt8) {
+    func insert(
+        _ linear: UInt64, _ mode: Mode, _ kind: Kind, host: UnsafeMutableRawPointer, isGlobal: Bool, pageShift: UInt8
+    ) {
         let page = linear & ~0xFFF
         let index = Self.index(linear)
         if partitions[current].logCount == Self.logCapacity { flush(partition: current, keepingGlobal: false) }
@@ -190,7 +192,8 @@ final class SoftTLB {
     }
 
     private func clear(_ partition: Int, _ entry: UInt32) {
-        guard let mode = Mode(rawValue: UInt8(entry >> 16 & 3)), let kind = Kind(rawValue: UInt8(entry >> 18 & 1)) else {
+        guard let mode = Mode(rawValue: UInt8(entry >> 16 & 3)), let kind = Kind(rawValue: UInt8(entry >> 18 & 1))
+        else {
             return
         }
         let index = Int(entry & 0xFFFF)
@@ -366,7 +369,8 @@ final class SoftTLB {
     /// The guest physical page that `linear` is fetched from, if known.
     func lookupFetch(_ linear: UInt64, isUser: Bool) -> UInt64? {
         let entry = fetchEntries[fetchIndex(linear)]
-        guard entry.page == linear & ~0xFFF | (isUser ? 2 : 0), entry.generation == partitions[current].generation else {
+        guard entry.page == linear & ~0xFFF | (isUser ? 2 : 0), entry.generation == partitions[current].generation
+        else {
             return nil
         }
         return entry.physical

@@ -88,7 +88,8 @@ struct Trampolines {
         e.load(.rsi, .state(CPUState.temporariesOffset))
         e.ret()
         e.bind(abandon)
-        e.store(Int32(bitPattern: Exit.memory.rawValue << Self.exitShift), .state(CPUState.exitValueOffset), wide: false)
+        e.store(
+            Int32(bitPattern: Exit.memory.rawValue << Self.exitShift), .state(CPUState.exitValueOffset), wide: false)
         e.jump(to: leave)
 
         e.align(16)

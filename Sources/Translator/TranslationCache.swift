@@ -221,7 +221,8 @@ public final class TranslationCache: @unchecked Sendable {
     /// Translates a block from the bytes of one guarded page, or of two if its only instruction spans them.
     /// - Returns: nil if the page is no longer guarded.
     func translate(
-        physical: UInt64, secondPage: UInt64, mode: TranslationMode, modeNumber: UInt8, form: BlockTranslator.Form,
+        physical: UInt64, secondPage: UInt64, mode: TranslationMode, modeNumber: UInt8, otherModeNumber: UInt8?,
+        form: BlockTranslator.Form,
         decode: () -> (instructions: [DecodedInstruction], spansNext: Bool)
     ) -> Block? {
         lock.lock()
@@ -234,7 +235,8 @@ public final class TranslationCache: @unchecked Sendable {
         var translator = BlockTranslator(
             emitter: buffer.emitter(from: used), mode: mode, form: form, startOffset: Int(physical & 0xFFF),
             records: BlockRecords(),
-            bases: BlockTranslator.RecordBases(instructions: instructions.count, linkSites: linkSites.count))
+            bases: BlockTranslator.RecordBases(instructions: instructions.count, linkSites: linkSites.count,
+                otherModeNumber: otherModeNumber, modeNumber: modeNumber))
         let address = translator.e.address
         translator.translate(decoded, spans: spansNext || secondPage != Block.noPage)
         precondition(!translator.e.hasOverflowed, "a block outgrew the room kept for it")

@@ -42,6 +42,10 @@ public struct CPUState {
     @inlinable public static var hostControlOffset: Int { 0x1D0 }
     /// 32 bits: the guest's x87 state is in the host's registers.
     @inlinable public static var x87LiveOffset: Int { 0x1D8 }
+    /// Constants that translated code masks flags with.
+    @inlinable public static var flagMasksOffset: Int { 0x720 }
+    /// 32 bits: an interrupt waits for IF to be set.
+    @inlinable public static var interruptWindowOffset: Int { 0x740 }
     /// Executable addresses of translated code (start, end) and of the routine faults are redirected to.
     @inlinable public static var codeRangeOffset: Int { 0x700 }
     /// The `Processor` object, unretained.
@@ -66,7 +70,8 @@ extension CPUState {
     @inlinable public subscript(_ register: GeneralRegister) -> UInt64 {
         get { base.load(fromByteOffset: Self.generalRegistersOffset + register.index * 8, as: UInt64.self) }
         nonmutating set {
-            base.storeBytes(of: newValue, toByteOffset: Self.generalRegistersOffset + register.index * 8, as: UInt64.self)
+            base.storeBytes(
+                of: newValue, toByteOffset: Self.generalRegistersOffset + register.index * 8, as: UInt64.self)
         }
     }
 

@@ -107,7 +107,9 @@ public struct DecodedInstruction: Sendable {
     @inlinable public func hasAttribute(_ bit: UInt64) -> Bool { attributes & bit != 0 }
     /// A LOCK prefix, or XCHG with memory, which locks by itself.
     @inlinable public var isLocked: Bool { attributes & DecodedInstruction.lockAttribute != 0 }
-    @inlinable public var hasRepeat: Bool { attributes & (Self.repAttribute | Self.repeAttribute | Self.repneAttribute) != 0 }
+    @inlinable public var hasRepeat: Bool {
+        attributes & (Self.repAttribute | Self.repeAttribute | Self.repneAttribute) != 0
+    }
     @inlinable public var hasRepeatNotEqual: Bool { attributes & Self.repneAttribute != 0 }
 }
 

@@ -155,7 +155,7 @@ extension GuestLoader {
         let top = min(usable.upperBound.value, UInt64(maximum) + 1) & ~(pageSize - 1)
         let bottom = (kernel.range.upperBound.value + pageSize - 1) & ~(pageSize - 1)
         let available = top > bottom ? top - bottom : 0
-        let contents = try initramfs.read(as: .initramfs, limit: ram.byteCount)
+        let contents = try initramfs.read(as: .initramfs, limit: ram.lowEnd.value)
         let byteCount = UInt64(contents.count)
         guard byteCount <= available else {
             throw .initramfsDoesNotFit(

@@ -1,0 +1,166 @@
+import Addressing
+import Glibc
+import Synchronization
+
+/// A range of guest frames backed by a range of host memory.
+///
+/// Lives in raw memory with its links for both slot sets, as readers follow it without reference counting. Immutable
+/// while a reader can reach it, except for the dirty bitmap and the links of the set that readers do not use.
+public struct MemorySlot: ~Copyable {
+    /// The slot's number within its address space.
+    public let id: UInt16
+    /// The number of the address space (0 normal, 1 system management).
+    public let addressSpace: UInt8
+    /// The first guest frame.
+    public private(set) var baseFrame: GuestFrameNumber
+    /// The number of guest frames.
+    public let pageCount: UInt64
+    /// The host address of the first frame.
+    public let hostAddress: UInt
+    public private(set) var flags: Flags
+
+    /// One bit a page, set when it was written; nil while the slot is not logged. In whole words, owned by whoever frees
+    /// the slot last.
+    var dirtyBitmap: UnsafeMutablePointer<UInt64>?
+    /// The heap order of the tree; the same in both sets.
+    let priority: UInt64
+    /// The links of the two sets.
+    private var links: (Links, Links) = (Links(), Links())
+
+    typealias Pointer = UnsafeMutablePointer<MemorySlot>
+
+    /// The slot's place in the tree of one set.
+    struct Links {
+        var left: Pointer?
+        var right: Pointer?
+        var parent: Pointer?
+    }
+
+    public struct Flags: OptionSet, Hashable, Sendable {
+        public let rawValue: UInt32
+        public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+        /// Writes are recorded page by page. The C flag is `KVM_MEM_LOG_DIRTY_PAGES`.
+        public static let logDirtyPages = Flags(rawValue: 1 << 0)
+        /// Writes are device accesses. The C flag is `KVM_MEM_READONLY`.
+        public static let readOnly = Flags(rawValue: 1 << 1)
+        /// On its way out: readers must not use the slot. Set by the core only.
+        public static let invalid = Flags(rawValue: 1 << 16)
+
+        /// The flags a client may set.
+        static let settable: Flags = [.logDirtyPages, .readOnly]
+    }
+
+    init(_ description: MemorySlotDescription, dirtyBitmap: UnsafeMutablePointer<UInt64>?) {
+        id = description.id
+        addressSpace = description.addressSpace
+        baseFrame = description.baseFrame
+        pageCount = description.pageCount
+        hostAddress = description.hostAddress
+        flags = description.flags
+        self.dirtyBitmap = dirtyBitmap
+        priority = Self.priority(of: description.id)
+    }
+
+    // MARK: Readers
+
+    /// The frame behind the last one.
+    @inline(__always)
+    public var endFrame: GuestFrameNumber { baseFrame + pageCount }
+
+    @inline(__always)
+    public func contains(_ frame: GuestFrameNumber) -> Bool { frame.value &- baseFrame.value < pageCount }
+
+    /// The host address of a frame of the slot.
+    @inline(__always)
+    public func hostPointer(for frame: GuestFrameNumber) -> UnsafeMutableRawPointer {
+        assert(contains(frame), "frame \(frame.value) is not in slot \(id)")
+        let address = hostAddress &+ UInt((frame.value &- baseFrame.value) << pageShift)
+        // SAFETY: host addresses of slots are page-aligned and may be 0 only if the client said so; then the access
+        // faults as any other bad address of the client does.
+        return UnsafeMutableRawPointer(bitPattern: address) ?? UnsafeMutableRawPointer(bitPattern: Self.nullPage)!
+    }
+
+    /// Records that a frame of the slot was, or is about to be, written. Does nothing while the slot is not logged.
+    ///
+    /// > Concurrency: inside the read section in which the slot was looked up, so that a change that waits for readers
+    /// > also waits for the bit.
+    @inline(__always)
+    public func markDirty(frame: GuestFrameNumber) {
+        guard let dirtyBitmap else { return }
+        let page = frame.value &- baseFrame.value
+        assert(page < pageCount, "frame \(frame.value) is not in slot \(id)")
+        let word = Self.atomic(dirtyBitmap + Int(page / 64))
+        let bit: UInt64 = 1 << (page % 64)
+        if word.pointee.load(ordering: .relaxed) & bit != 0 { return }
+        // ORDERING: release pairs with the acquiring exchange of `takeDirtyPages`: whoever takes the bit sees what this
+        // thread wrote to the page before.
+        word.pointee.bitwiseOr(bit, ordering: .releasing)
+    }
+
+    /// The slot's properties as a value that may leave the read section.
+    public var description: MemorySlotDescription {
+        MemorySlotDescription(
+            id: id, addressSpace: addressSpace, baseFrame: baseFrame, pageCount: pageCount, hostAddress: hostAddress,
+            flags: flags)
+    }
+
+    private static var nullPage: UInt { 0xdead_0000_0000_0000 }
+
+    // MARK: Writers
+
+    /// The slot's links in a set (0 or 1).
+    @inline(__always)
+    subscript(set: Int) -> Links {
+        get { set == 0 ? links.0 : links.1 }
+        set { if set == 0 { links.0 = newValue } else { links.1 = newValue } }
+    }
+
+    /// Gives the slot the place and flags of `description`, with no reader left.
+    mutating func move(to description: MemorySlotDescription) {
+        baseFrame = description.baseFrame
+        flags = description.flags
+    }
+
+    /// The number of 64-bit words that hold one bit a page.
+    static func bitmapWordCount(pageCount: UInt64) -> Int { Int((pageCount + 63) / 64) }
+
+    @inline(__always)
+    static func atomic(_ word: UnsafeMutablePointer<UInt64>) -> UnsafeMutablePointer<Atomic<UInt64>> {
+        // SAFETY: `Atomic<UInt64>` has the size and alignment of `UInt64`; the words are accessed as atomics only.
+        UnsafeMutableRawPointer(word).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
+    /// Scatters the numbers, which clients count up from 0 (the finaliser of SplitMix64).
+    private static func priority(of id: UInt16) -> UInt64 {
+        var z = (UInt64(id) &+ 1) &* 0x9e37_79b9_7f4a_7c15
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return z ^ (z >> 31)
+    }
+}
+
+/// A memory slot's properties, without the slot.
+public struct MemorySlotDescription: Hashable, Sendable {
+    public var id: UInt16
+    public var addressSpace: UInt8
+    public var baseFrame: GuestFrameNumber
+    public var pageCount: UInt64
+    public var hostAddress: UInt
+    public var flags: MemorySlot.Flags
+
+    public init(
+        id: UInt16, addressSpace: UInt8, baseFrame: GuestFrameNumber, pageCount: UInt64, hostAddress: UInt,
+        flags: MemorySlot.Flags
+    ) {
+        self.id = id
+        self.addressSpace = addressSpace
+        self.baseFrame = baseFrame
+        self.pageCount = pageCount
+        self.hostAddress = hostAddress
+        self.flags = flags
+    }
+
+    /// The guest frames of the slot.
+    public var frames: Range<GuestFrameNumber> { baseFrame..<baseFrame + pageCount }
+}

@@ -9,6 +9,12 @@ enum NativeCorpus {
         var kind: Kind
         var text: String
         var code: [UInt8]
+
+        init(_ kind: Kind, _ text: String, _ code: [UInt8]) {
+            self.kind = kind
+            self.text = text
+            self.code = code
+        }
     }
 
     /// The code around the body of a variant.
@@ -79,8 +85,9 @@ enum NativeCorpus {
                     0x21, 0x00, 0x00, 0xC4, 0x41, 0x7E, 0x6F, 0x98, 0x60, 0x21, 0x00, 0x00, 0xC4, 0x41, 0x7E, 0x6F,
                     0xA0, 0x80, 0x21, 0x00, 0x00, 0xC4, 0x41, 0x7E, 0x6F, 0xA8, 0xA0, 0x21, 0x00, 0x00, 0xC4, 0x41,
                     0x7E, 0x6F, 0xB0, 0xC0, 0x21, 0x00, 0x00, 0xC4, 0x41, 0x7E, 0x6F, 0xB8, 0xE0, 0x21, 0x00, 0x00,
-                    0xDB, 0xE3, 0xD9, 0xE8, 0xD9, 0xEE, 0xD9, 0xEB, 0xD9, 0xE0, 0xB8, 0x07, 0x00, 0x00, 0x00, 0x31,
-                    0xD2
+                    0xDB, 0xE3, 0xD9, 0xEE, 0xD9, 0xEE, 0xD9, 0xEE, 0xD9, 0xEE, 0xD9, 0xEE, 0xD9, 0xEE, 0xD9, 0xEE,
+                    0xD9, 0xEE, 0xDB, 0xE3, 0xD9, 0xE8, 0xD9, 0xEE, 0xD9, 0xEB, 0xD9, 0xE0, 0xB8, 0x07, 0x00, 0x00,
+                    0x00, 0x31, 0xD2
                 ],
                 [
                     0xC4, 0xC1, 0x7E, 0x7F, 0x80, 0x00, 0x20, 0x00, 0x00, 0xC4, 0xC1, 0x7E, 0x7F, 0x88, 0x20, 0x20,
@@ -103,809 +110,312 @@ enum NativeCorpus {
     }
 
     static let variants: [Variant] = [
-        Variant(
-            kind: .string, text: "rep movsb",
-            code: [
-                0xF3, 0xA4
-            ]),
-        Variant(
-            kind: .string, text: "movsb",
-            code: [
-                0xA4
-            ]),
-        Variant(
-            kind: .string, text: "rep stosb",
-            code: [
-                0xF3, 0xAA
-            ]),
-        Variant(
-            kind: .string, text: "rep lodsb",
-            code: [
-                0xF3, 0xAC
-            ]),
-        Variant(
-            kind: .string, text: "repe scasb",
-            code: [
-                0xF3, 0xAE
-            ]),
-        Variant(
-            kind: .string, text: "repne scasb",
-            code: [
-                0xF2, 0xAE
-            ]),
-        Variant(
-            kind: .string, text: "repe cmpsb",
-            code: [
-                0xF3, 0xA6
-            ]),
-        Variant(
-            kind: .string, text: "repne cmpsb",
-            code: [
-                0xF2, 0xA6
-            ]),
-        Variant(
-            kind: .string, text: "rep movsw",
-            code: [
-                0x66, 0xF3, 0xA5
-            ]),
-        Variant(
-            kind: .string, text: "movsw",
-            code: [
-                0x66, 0xA5
-            ]),
-        Variant(
-            kind: .string, text: "rep stosw",
-            code: [
-                0x66, 0xF3, 0xAB
-            ]),
-        Variant(
-            kind: .string, text: "rep lodsw",
-            code: [
-                0x66, 0xF3, 0xAD
-            ]),
-        Variant(
-            kind: .string, text: "repe scasw",
-            code: [
-                0x66, 0xF3, 0xAF
-            ]),
-        Variant(
-            kind: .string, text: "repne scasw",
-            code: [
-                0x66, 0xF2, 0xAF
-            ]),
-        Variant(
-            kind: .string, text: "repe cmpsw",
-            code: [
-                0x66, 0xF3, 0xA7
-            ]),
-        Variant(
-            kind: .string, text: "repne cmpsw",
-            code: [
-                0x66, 0xF2, 0xA7
-            ]),
-        Variant(
-            kind: .string, text: "rep movsd",
-            code: [
-                0xF3, 0xA5
-            ]),
-        Variant(
-            kind: .string, text: "movsd",
-            code: [
-                0xA5
-            ]),
-        Variant(
-            kind: .string, text: "rep stosd",
-            code: [
-                0xF3, 0xAB
-            ]),
-        Variant(
-            kind: .string, text: "rep lodsd",
-            code: [
-                0xF3, 0xAD
-            ]),
-        Variant(
-            kind: .string, text: "repe scasd",
-            code: [
-                0xF3, 0xAF
-            ]),
-        Variant(
-            kind: .string, text: "repne scasd",
-            code: [
-                0xF2, 0xAF
-            ]),
-        Variant(
-            kind: .string, text: "repe cmpsd",
-            code: [
-                0xF3, 0xA7
-            ]),
-        Variant(
-            kind: .string, text: "repne cmpsd",
-            code: [
-                0xF2, 0xA7
-            ]),
-        Variant(
-            kind: .string, text: "rep movsq",
-            code: [
-                0xF3, 0x48, 0xA5
-            ]),
-        Variant(
-            kind: .string, text: "movsq",
-            code: [
-                0x48, 0xA5
-            ]),
-        Variant(
-            kind: .string, text: "rep stosq",
-            code: [
-                0xF3, 0x48, 0xAB
-            ]),
-        Variant(
-            kind: .string, text: "rep lodsq",
-            code: [
-                0xF3, 0x48, 0xAD
-            ]),
-        Variant(
-            kind: .string, text: "repe scasq",
-            code: [
-                0xF3, 0x48, 0xAF
-            ]),
-        Variant(
-            kind: .string, text: "repne scasq",
-            code: [
-                0xF2, 0x48, 0xAF
-            ]),
-        Variant(
-            kind: .string, text: "repe cmpsq",
-            code: [
-                0xF3, 0x48, 0xA7
-            ]),
-        Variant(
-            kind: .string, text: "repne cmpsq",
-            code: [
-                0xF2, 0x48, 0xA7
-            ]),
-        Variant(
-            kind: .string, text: "lodsb",
-            code: [
-                0xAC
-            ]),
-        Variant(
-            kind: .string, text: "scasw",
-            code: [
-                0x66, 0xAF
-            ]),
-        Variant(
-            kind: .string, text: "cmpsd",
-            code: [
-                0xA7
-            ]),
-        Variant(
-            kind: .string, text: "stosq",
-            code: [
-                0x48, 0xAB
-            ]),
-        Variant(
-            kind: .string, text: "addr32 rep movsb",
-            code: [
-                0x67, 0xF3, 0xA4
-            ]),
-        Variant(
-            kind: .string, text: "addr32 rep stosd",
-            code: [
-                0x67, 0xF3, 0xAB
-            ]),
-        Variant(
-            kind: .string, text: "addr32 repne scasb",
-            code: [
-                0x67, 0xF2, 0xAE
-            ]),
-        Variant(
-            kind: .bits, text: "bt [rdi], ax",
-            code: [
-                0x66, 0x0F, 0xA3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bt [rdi], eax",
-            code: [
-                0x0F, 0xA3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bt [rdi], rax",
-            code: [
-                0x48, 0x0F, 0xA3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bt [edi], eax",
-            code: [
-                0x67, 0x0F, 0xA3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bt rcx, rax",
-            code: [
-                0x48, 0x0F, 0xA3, 0xC1
-            ]),
-        Variant(
-            kind: .bits, text: "bt dword ptr [rdi], 37",
-            code: [
-                0x0F, 0xBA, 0x27, 0x25
-            ]),
-        Variant(
-            kind: .bits, text: "bt cx, ax",
-            code: [
-                0x66, 0x0F, 0xA3, 0xC1
-            ]),
-        Variant(
-            kind: .bits, text: "bts [rdi], ax",
-            code: [
-                0x66, 0x0F, 0xAB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock bts [rdi], ax",
-            code: [
-                0x66, 0xF0, 0x0F, 0xAB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bts [rdi], eax",
-            code: [
-                0x0F, 0xAB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock bts [rdi], eax",
-            code: [
-                0xF0, 0x0F, 0xAB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bts [rdi], rax",
-            code: [
-                0x48, 0x0F, 0xAB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock bts [rdi], rax",
-            code: [
-                0xF0, 0x48, 0x0F, 0xAB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bts [edi], eax",
-            code: [
-                0x67, 0x0F, 0xAB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "bts rcx, rax",
-            code: [
-                0x48, 0x0F, 0xAB, 0xC1
-            ]),
-        Variant(
-            kind: .bits, text: "bts dword ptr [rdi], 37",
-            code: [
-                0x0F, 0xBA, 0x2F, 0x25
-            ]),
-        Variant(
-            kind: .bits, text: "bts cx, ax",
-            code: [
-                0x66, 0x0F, 0xAB, 0xC1
-            ]),
-        Variant(
-            kind: .bits, text: "btr [rdi], ax",
-            code: [
-                0x66, 0x0F, 0xB3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock btr [rdi], ax",
-            code: [
-                0x66, 0xF0, 0x0F, 0xB3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btr [rdi], eax",
-            code: [
-                0x0F, 0xB3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock btr [rdi], eax",
-            code: [
-                0xF0, 0x0F, 0xB3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btr [rdi], rax",
-            code: [
-                0x48, 0x0F, 0xB3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock btr [rdi], rax",
-            code: [
-                0xF0, 0x48, 0x0F, 0xB3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btr [edi], eax",
-            code: [
-                0x67, 0x0F, 0xB3, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btr rcx, rax",
-            code: [
-                0x48, 0x0F, 0xB3, 0xC1
-            ]),
-        Variant(
-            kind: .bits, text: "btr dword ptr [rdi], 37",
-            code: [
-                0x0F, 0xBA, 0x37, 0x25
-            ]),
-        Variant(
-            kind: .bits, text: "btr cx, ax",
-            code: [
-                0x66, 0x0F, 0xB3, 0xC1
-            ]),
-        Variant(
-            kind: .bits, text: "btc [rdi], ax",
-            code: [
-                0x66, 0x0F, 0xBB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock btc [rdi], ax",
-            code: [
-                0x66, 0xF0, 0x0F, 0xBB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btc [rdi], eax",
-            code: [
-                0x0F, 0xBB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock btc [rdi], eax",
-            code: [
-                0xF0, 0x0F, 0xBB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btc [rdi], rax",
-            code: [
-                0x48, 0x0F, 0xBB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "lock btc [rdi], rax",
-            code: [
-                0xF0, 0x48, 0x0F, 0xBB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btc [edi], eax",
-            code: [
-                0x67, 0x0F, 0xBB, 0x07
-            ]),
-        Variant(
-            kind: .bits, text: "btc rcx, rax",
-            code: [
-                0x48, 0x0F, 0xBB, 0xC1
-            ]),
-        Variant(
-            kind: .bits, text: "btc dword ptr [rdi], 37",
-            code: [
-                0x0F, 0xBA, 0x3F, 0x25
-            ]),
-        Variant(
-            kind: .bits, text: "btc cx, ax",
-            code: [
-                0x66, 0x0F, 0xBB, 0xC1
-            ]),
-        Variant(
-            kind: .plain, text: "mov rbx, rdi; xlatb",
-            code: [
-                0x48, 0x89, 0xFB, 0xD7
-            ]),
-        Variant(
-            kind: .plain, text: "lea ebx, [rdi]; addr32 xlatb",
-            code: [
-                0x8D, 0x1F, 0x67, 0xD7
-            ]),
-        Variant(
-            kind: .plain, text: "lahf",
-            code: [
-                0x9F
-            ]),
-        Variant(
-            kind: .plain, text: "mov ah, cl; sahf",
-            code: [
-                0x88, 0xCC, 0x9E
-            ]),
-        Variant(
-            kind: .plain, text: "clc",
-            code: [
-                0xF8
-            ]),
-        Variant(
-            kind: .plain, text: "stc",
-            code: [
-                0xF9
-            ]),
-        Variant(
-            kind: .plain, text: "cmc",
-            code: [
-                0xF5
-            ]),
-        Variant(
-            kind: .plain, text: "cld",
-            code: [
-                0xFC
-            ]),
-        Variant(
-            kind: .plain, text: "std",
-            code: [
-                0xFD
-            ]),
-        Variant(
-            kind: .plain, text: "pushfq; pop rcx; and rcx, 0x8d5",
-            code: [
-                0x9C, 0x59, 0x48, 0x81, 0xE1, 0xD5, 0x08, 0x00, 0x00
-            ]),
-        Variant(
-            kind: .plain, text: "pushfw; pop cx; and ecx, 0x8d5",
-            code: [
-                0x66, 0x9C, 0x66, 0x59, 0x81, 0xE1, 0xD5, 0x08, 0x00, 0x00
-            ]),
-        Variant(
-            kind: .plain, text: "and eax, 0x8d5; or eax, 0x200; push rax; popfq",
-            code: [
+        Variant(.string, "rep movsb", [0xF3, 0xA4]),
+        Variant(.string, "movsb", [0xA4]),
+        Variant(.string, "rep stosb", [0xF3, 0xAA]),
+        Variant(.string, "rep lodsb", [0xF3, 0xAC]),
+        Variant(.string, "repe scasb", [0xF3, 0xAE]),
+        Variant(.string, "repne scasb", [0xF2, 0xAE]),
+        Variant(.string, "repe cmpsb", [0xF3, 0xA6]),
+        Variant(.string, "repne cmpsb", [0xF2, 0xA6]),
+        Variant(.string, "rep movsw", [0x66, 0xF3, 0xA5]),
+        Variant(.string, "movsw", [0x66, 0xA5]),
+        Variant(.string, "rep stosw", [0x66, 0xF3, 0xAB]),
+        Variant(.string, "rep lodsw", [0x66, 0xF3, 0xAD]),
+        Variant(.string, "repe scasw", [0x66, 0xF3, 0xAF]),
+        Variant(.string, "repne scasw", [0x66, 0xF2, 0xAF]),
+        Variant(.string, "repe cmpsw", [0x66, 0xF3, 0xA7]),
+        Variant(.string, "repne cmpsw", [0x66, 0xF2, 0xA7]),
+        Variant(.string, "rep movsd", [0xF3, 0xA5]),
+        Variant(.string, "movsd", [0xA5]),
+        Variant(.string, "rep stosd", [0xF3, 0xAB]),
+        Variant(.string, "rep lodsd", [0xF3, 0xAD]),
+        Variant(.string, "repe scasd", [0xF3, 0xAF]),
+        Variant(.string, "repne scasd", [0xF2, 0xAF]),
+        Variant(.string, "repe cmpsd", [0xF3, 0xA7]),
+        Variant(.string, "repne cmpsd", [0xF2, 0xA7]),
+        Variant(.string, "rep movsq", [0xF3, 0x48, 0xA5]),
+        Variant(.string, "movsq", [0x48, 0xA5]),
+        Variant(.string, "rep stosq", [0xF3, 0x48, 0xAB]),
+        Variant(.string, "rep lodsq", [0xF3, 0x48, 0xAD]),
+        Variant(.string, "repe scasq", [0xF3, 0x48, 0xAF]),
+        Variant(.string, "repne scasq", [0xF2, 0x48, 0xAF]),
+        Variant(.string, "repe cmpsq", [0xF3, 0x48, 0xA7]),
+        Variant(.string, "repne cmpsq", [0xF2, 0x48, 0xA7]),
+        Variant(.string, "lodsb", [0xAC]),
+        Variant(.string, "scasw", [0x66, 0xAF]),
+        Variant(.string, "cmpsd", [0xA7]),
+        Variant(.string, "stosq", [0x48, 0xAB]),
+        Variant(.string, "addr32 rep movsb", [0x67, 0xF3, 0xA4]),
+        Variant(.string, "addr32 rep stosd", [0x67, 0xF3, 0xAB]),
+        Variant(.string, "addr32 repne scasb", [0x67, 0xF2, 0xAE]),
+        Variant(.bits, "bt [rdi], ax", [0x66, 0x0F, 0xA3, 0x07]),
+        Variant(.bits, "bt [rdi], eax", [0x0F, 0xA3, 0x07]),
+        Variant(.bits, "bt [rdi], rax", [0x48, 0x0F, 0xA3, 0x07]),
+        Variant(.bits, "bt [edi], eax", [0x67, 0x0F, 0xA3, 0x07]),
+        Variant(.bits, "bt rcx, rax", [0x48, 0x0F, 0xA3, 0xC1]),
+        Variant(.bits, "bt dword ptr [rdi], 37", [0x0F, 0xBA, 0x27, 0x25]),
+        Variant(.bits, "bt cx, ax", [0x66, 0x0F, 0xA3, 0xC1]),
+        Variant(.bits, "bts [rdi], ax", [0x66, 0x0F, 0xAB, 0x07]),
+        Variant(.bits, "lock bts [rdi], ax", [0x66, 0xF0, 0x0F, 0xAB, 0x07]),
+        Variant(.bits, "bts [rdi], eax", [0x0F, 0xAB, 0x07]),
+        Variant(.bits, "lock bts [rdi], eax", [0xF0, 0x0F, 0xAB, 0x07]),
+        Variant(.bits, "bts [rdi], rax", [0x48, 0x0F, 0xAB, 0x07]),
+        Variant(.bits, "lock bts [rdi], rax", [0xF0, 0x48, 0x0F, 0xAB, 0x07]),
+        Variant(.bits, "bts [edi], eax", [0x67, 0x0F, 0xAB, 0x07]),
+        Variant(.bits, "bts rcx, rax", [0x48, 0x0F, 0xAB, 0xC1]),
+        Variant(.bits, "bts dword ptr [rdi], 37", [0x0F, 0xBA, 0x2F, 0x25]),
+        Variant(.bits, "bts cx, ax", [0x66, 0x0F, 0xAB, 0xC1]),
+        Variant(.bits, "btr [rdi], ax", [0x66, 0x0F, 0xB3, 0x07]),
+        Variant(.bits, "lock btr [rdi], ax", [0x66, 0xF0, 0x0F, 0xB3, 0x07]),
+        Variant(.bits, "btr [rdi], eax", [0x0F, 0xB3, 0x07]),
+        Variant(.bits, "lock btr [rdi], eax", [0xF0, 0x0F, 0xB3, 0x07]),
+        Variant(.bits, "btr [rdi], rax", [0x48, 0x0F, 0xB3, 0x07]),
+        Variant(.bits, "lock btr [rdi], rax", [0xF0, 0x48, 0x0F, 0xB3, 0x07]),
+        Variant(.bits, "btr [edi], eax", [0x67, 0x0F, 0xB3, 0x07]),
+        Variant(.bits, "btr rcx, rax", [0x48, 0x0F, 0xB3, 0xC1]),
+        Variant(.bits, "btr dword ptr [rdi], 37", [0x0F, 0xBA, 0x37, 0x25]),
+        Variant(.bits, "btr cx, ax", [0x66, 0x0F, 0xB3, 0xC1]),
+        Variant(.bits, "btc [rdi], ax", [0x66, 0x0F, 0xBB, 0x07]),
+        Variant(.bits, "lock btc [rdi], ax", [0x66, 0xF0, 0x0F, 0xBB, 0x07]),
+        Variant(.bits, "btc [rdi], eax", [0x0F, 0xBB, 0x07]),
+        Variant(.bits, "lock btc [rdi], eax", [0xF0, 0x0F, 0xBB, 0x07]),
+        Variant(.bits, "btc [rdi], rax", [0x48, 0x0F, 0xBB, 0x07]),
+        Variant(.bits, "lock btc [rdi], rax", [0xF0, 0x48, 0x0F, 0xBB, 0x07]),
+        Variant(.bits, "btc [edi], eax", [0x67, 0x0F, 0xBB, 0x07]),
+        Variant(.bits, "btc rcx, rax", [0x48, 0x0F, 0xBB, 0xC1]),
+        Variant(.bits, "btc dword ptr [rdi], 37", [0x0F, 0xBA, 0x3F, 0x25]),
+        Variant(.bits, "btc cx, ax", [0x66, 0x0F, 0xBB, 0xC1]),
+        Variant(.plain, "mov rbx, rdi; xlatb", [0x48, 0x89, 0xFB, 0xD7]),
+        Variant(.plain, "lea ebx, [rdi]; addr32 xlatb", [0x8D, 0x1F, 0x67, 0xD7]),
+        Variant(.plain, "lahf", [0x9F]),
+        Variant(.plain, "mov ah, cl; sahf", [0x88, 0xCC, 0x9E]),
+        Variant(.plain, "clc", [0xF8]),
+        Variant(.plain, "stc", [0xF9]),
+        Variant(.plain, "cmc", [0xF5]),
+        Variant(.plain, "cld", [0xFC]),
+        Variant(.plain, "std", [0xFD]),
+        Variant(.plain, "pushfq; pop rcx; and rcx, 0x8d5", [0x9C, 0x59, 0x48, 0x81, 0xE1, 0xD5, 0x08, 0x00, 0x00]),
+        Variant(.plain, "pushfw; pop cx; and ecx, 0x8d5", [0x66, 0x9C, 0x66, 0x59, 0x81, 0xE1, 0xD5, 0x08, 0x00, 0x00]),
+        Variant(
+            .plain, "and eax, 0x8d5; or eax, 0x200; push rax; popfq",
+            [
                 0x25, 0xD5, 0x08, 0x00, 0x00, 0x0D, 0x00, 0x02, 0x00, 0x00, 0x50, 0x9D
             ]),
         Variant(
-            kind: .plain, text: "and eax, 0x8d5; or eax, 0x200; push ax; popfw",
-            code: [
+            .plain, "and eax, 0x8d5; or eax, 0x200; push ax; popfw",
+            [
                 0x25, 0xD5, 0x08, 0x00, 0x00, 0x0D, 0x00, 0x02, 0x00, 0x00, 0x66, 0x50, 0x66, 0x9D
             ]),
         Variant(
-            kind: .plain, text: "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; loop 1b; mov eax, edx",
-            code: [
+            .plain, "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; loop 1b; mov eax, edx",
+            [
                 0x83, 0xE1, 0x0F, 0xFF, 0xC1, 0x31, 0xD2, 0xFF, 0xC2, 0x83, 0xFA, 0x05, 0xE2, 0xF9, 0x89, 0xD0
             ]),
         Variant(
-            kind: .plain,
-            text: "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; addr32 loop 1b; mov eax, edx",
-            code: [
+            .plain, "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; addr32 loop 1b; mov eax, edx",
+            [
                 0x83, 0xE1, 0x0F, 0xFF, 0xC1, 0x31, 0xD2, 0xFF, 0xC2, 0x83, 0xFA, 0x05, 0x67, 0xE2, 0xF8, 0x89, 0xD0
             ]),
         Variant(
-            kind: .plain, text: "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; loope 1b; mov eax, edx",
-            code: [
+            .plain, "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; loope 1b; mov eax, edx",
+            [
                 0x83, 0xE1, 0x0F, 0xFF, 0xC1, 0x31, 0xD2, 0xFF, 0xC2, 0x83, 0xFA, 0x05, 0xE1, 0xF9, 0x89, 0xD0
             ]),
         Variant(
-            kind: .plain,
-            text: "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; addr32 loope 1b; mov eax, edx",
-            code: [
+            .plain, "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; addr32 loope 1b; mov eax, edx",
+            [
                 0x83, 0xE1, 0x0F, 0xFF, 0xC1, 0x31, 0xD2, 0xFF, 0xC2, 0x83, 0xFA, 0x05, 0x67, 0xE1, 0xF8, 0x89, 0xD0
             ]),
         Variant(
-            kind: .plain, text: "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; loopne 1b; mov eax, edx",
-            code: [
+            .plain, "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; loopne 1b; mov eax, edx",
+            [
                 0x83, 0xE1, 0x0F, 0xFF, 0xC1, 0x31, 0xD2, 0xFF, 0xC2, 0x83, 0xFA, 0x05, 0xE0, 0xF9, 0x89, 0xD0
             ]),
         Variant(
-            kind: .plain,
-            text: "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; addr32 loopne 1b; mov eax, edx",
-            code: [
+            .plain, "and ecx, 15; inc ecx; xor edx, edx; 1: inc edx; cmp edx, 5; addr32 loopne 1b; mov eax, edx",
+            [
                 0x83, 0xE1, 0x0F, 0xFF, 0xC1, 0x31, 0xD2, 0xFF, 0xC2, 0x83, 0xFA, 0x05, 0x67, 0xE0, 0xF8, 0x89, 0xD0
             ]),
         Variant(
-            kind: .plain, text: "xor eax,eax; jrcxz 1f; inc eax; 1: jecxz 2f; add eax, 2; 2: nop",
-            code: [
+            .plain, "xor eax,eax; jrcxz 1f; inc eax; 1: jecxz 2f; add eax, 2; 2: nop",
+            [
                 0x31, 0xC0, 0xE3, 0x02, 0xFF, 0xC0, 0x67, 0xE3, 0x03, 0x83, 0xC0, 0x02, 0x90
             ]),
         Variant(
-            kind: .plain, text: "push 0x1234; push -5; pop rcx; pop rax; push ax; pop dx; movzx edx, dx; add rcx, rdx",
-            code: [
+            .plain, "push 0x1234; push -5; pop rcx; pop rax; push ax; pop dx; movzx edx, dx; add rcx, rdx",
+            [
                 0x68, 0x34, 0x12, 0x00, 0x00, 0x6A, 0xFB, 0x59, 0x58, 0x66, 0x50, 0x66, 0x5A, 0x0F, 0xB7, 0xD2, 0x48,
                 0x01, 0xD1
             ]),
         Variant(
-            kind: .plain, text: "push qword ptr [rdi]; pop qword ptr [rdi+16]; push rsp; pop rcx; sub rcx, rsp",
-            code: [
+            .plain, "push qword ptr [rdi]; pop qword ptr [rdi+16]; push rsp; pop rcx; sub rcx, rsp",
+            [
                 0xFF, 0x37, 0x8F, 0x47, 0x10, 0x54, 0x59, 0x48, 0x29, 0xE1
             ]),
         Variant(
-            kind: .plain,
-            text:
-                "mov r9, rsp; lea rsp, [r8+0x3800]; push 7; push 8; pop qword ptr [rsp+8]; mov rcx, rsp; pop rax; pop word ptr [rdi]; mov rcx, rsp; mov rsp, r9",
-            code: [
+            .plain,
+            "mov r9, rsp; lea rsp, [r8+0x3800]; push 7; push 8; pop qword ptr [rsp+8]; mov rcx, rsp; pop rax; pop word ptr [rdi]; mov rcx, rsp; mov rsp, r9",
+            [
                 0x49, 0x89, 0xE1, 0x49, 0x8D, 0xA0, 0x00, 0x38, 0x00, 0x00, 0x6A, 0x07, 0x6A, 0x08, 0x8F, 0x44, 0x24,
                 0x08, 0x48, 0x89, 0xE1, 0x58, 0x66, 0x8F, 0x07, 0x48, 0x89, 0xE1, 0x4C, 0x89, 0xCC
             ]),
         Variant(
-            kind: .stack, text: "enter 48, 0; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack, "enter 48, 0; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0xC8, 0x30, 0x00, 0x00, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0xC9, 0x48, 0x89, 0xE6, 0x48, 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack,
-            text: ".byte 0x66; enter 48, 0; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack,
+            ".byte 0x66; enter 48, 0; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0x66, 0xC8, 0x30, 0x00, 0x00, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0x66, 0xC9, 0x48, 0x89, 0xE6, 0x48,
                 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack, text: "enter 48, 1; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack, "enter 48, 1; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0xC8, 0x30, 0x00, 0x01, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0xC9, 0x48, 0x89, 0xE6, 0x48, 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack,
-            text: ".byte 0x66; enter 48, 1; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack,
+            ".byte 0x66; enter 48, 1; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0x66, 0xC8, 0x30, 0x00, 0x01, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0x66, 0xC9, 0x48, 0x89, 0xE6, 0x48,
                 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack, text: "enter 48, 2; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack, "enter 48, 2; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0xC8, 0x30, 0x00, 0x02, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0xC9, 0x48, 0x89, 0xE6, 0x48, 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack,
-            text: ".byte 0x66; enter 48, 2; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack,
+            ".byte 0x66; enter 48, 2; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0x66, 0xC8, 0x30, 0x00, 0x02, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0x66, 0xC9, 0x48, 0x89, 0xE6, 0x48,
                 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack, text: "enter 48, 5; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack, "enter 48, 5; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0xC8, 0x30, 0x00, 0x05, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0xC9, 0x48, 0x89, 0xE6, 0x48, 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack,
-            text: ".byte 0x66; enter 48, 5; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack,
+            ".byte 0x66; enter 48, 5; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0x66, 0xC8, 0x30, 0x00, 0x05, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0x66, 0xC9, 0x48, 0x89, 0xE6, 0x48,
                 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack, text: "enter 48, 31; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack, "enter 48, 31; mov rcx, rsp; mov rax, rbp; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0xC8, 0x30, 0x00, 0x1F, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0xC9, 0x48, 0x89, 0xE6, 0x48, 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack,
-            text: ".byte 0x66; enter 48, 31; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
-            code: [
+            .stack,
+            ".byte 0x66; enter 48, 31; mov rcx, rsp; mov rax, rbp; .byte 0x66; leave; mov rsi, rsp; mov rdi, rbp",
+            [
                 0x66, 0xC8, 0x30, 0x00, 0x1F, 0x48, 0x89, 0xE1, 0x48, 0x89, 0xE8, 0x66, 0xC9, 0x48, 0x89, 0xE6, 0x48,
                 0x89, 0xEF
             ]),
         Variant(
-            kind: .stack, text: "call 1f; jmp 2f; 1: mov rax, [rsp]; ret 16; 2: mov rcx, rsp",
-            code: [
+            .stack, "call 1f; jmp 2f; 1: mov rax, [rsp]; ret 16; 2: mov rcx, rsp",
+            [
                 0xE8, 0x02, 0x00, 0x00, 0x00, 0xEB, 0x07, 0x48, 0x8B, 0x04, 0x24, 0xC2, 0x10, 0x00, 0x48, 0x89, 0xE1
             ]),
         Variant(
-            kind: .stack,
-            text: "lea rax, [rip+1f]; mov [rsp+8], rax; call [rsp+8]; jmp 2f; 1: pop rcx; jmp rcx; 2: nop",
-            code: [
+            .stack, "lea rax, [rip+1f]; mov [rsp+8], rax; call [rsp+8]; jmp 2f; 1: pop rcx; jmp rcx; 2: nop",
+            [
                 0x48, 0x8D, 0x05, 0x0B, 0x00, 0x00, 0x00, 0x48, 0x89, 0x44, 0x24, 0x08, 0xFF, 0x54, 0x24, 0x08, 0xEB,
                 0x03, 0x59, 0xFF, 0xE1, 0x90
             ]),
+        Variant(.vector, "vmaskmovps xmm0, xmm2, [rdi+12]", [0xC4, 0xE2, 0x69, 0x2C, 0x47, 0x0C]),
+        Variant(.vector, "vmaskmovps [rdi+12], xmm2, xmm1", [0xC4, 0xE2, 0x69, 0x2E, 0x4F, 0x0C]),
+        Variant(.vector, "vmaskmovpd xmm0, xmm2, [rdi+4]", [0xC4, 0xE2, 0x69, 0x2D, 0x47, 0x04]),
+        Variant(.vector, "vmaskmovpd [rdi+4], xmm2, xmm1", [0xC4, 0xE2, 0x69, 0x2F, 0x4F, 0x04]),
+        Variant(.vector, "vpmaskmovd xmm0, xmm2, [rdi]", [0xC4, 0xE2, 0x69, 0x8C, 0x07]),
+        Variant(.vector, "vpmaskmovd [rdi], xmm2, xmm1", [0xC4, 0xE2, 0x69, 0x8E, 0x0F]),
+        Variant(.vector, "vpmaskmovq xmm0, xmm2, [rdi+3]", [0xC4, 0xE2, 0xE9, 0x8C, 0x47, 0x03]),
+        Variant(.vector, "vpmaskmovq [rdi+3], xmm2, xmm1", [0xC4, 0xE2, 0xE9, 0x8E, 0x4F, 0x03]),
+        Variant(.vector, "vmaskmovps ymm0, ymm2, [rdi+12]", [0xC4, 0xE2, 0x6D, 0x2C, 0x47, 0x0C]),
+        Variant(.vector, "vmaskmovps [rdi+12], ymm2, ymm1", [0xC4, 0xE2, 0x6D, 0x2E, 0x4F, 0x0C]),
+        Variant(.vector, "vmaskmovpd ymm0, ymm2, [rdi+4]", [0xC4, 0xE2, 0x6D, 0x2D, 0x47, 0x04]),
+        Variant(.vector, "vmaskmovpd [rdi+4], ymm2, ymm1", [0xC4, 0xE2, 0x6D, 0x2F, 0x4F, 0x04]),
+        Variant(.vector, "vpmaskmovd ymm0, ymm2, [rdi]", [0xC4, 0xE2, 0x6D, 0x8C, 0x07]),
+        Variant(.vector, "vpmaskmovd [rdi], ymm2, ymm1", [0xC4, 0xE2, 0x6D, 0x8E, 0x0F]),
+        Variant(.vector, "vpmaskmovq ymm0, ymm2, [rdi+3]", [0xC4, 0xE2, 0xED, 0x8C, 0x47, 0x03]),
+        Variant(.vector, "vpmaskmovq [rdi+3], ymm2, ymm1", [0xC4, 0xE2, 0xED, 0x8E, 0x4F, 0x03]),
+        Variant(.vector, "maskmovdqu xmm1, xmm2", [0x66, 0x0F, 0xF7, 0xCA]),
+        Variant(.vector, "vmaskmovdqu xmm1, xmm2", [0xC5, 0xF9, 0xF7, 0xCA]),
         Variant(
-            kind: .vector, text: "vmaskmovps xmm0, xmm2, [rdi+12]",
-            code: [
-                0xC4, 0xE2, 0x69, 0x2C, 0x47, 0x0C
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovps [rdi+12], xmm2, xmm1",
-            code: [
-                0xC4, 0xE2, 0x69, 0x2E, 0x4F, 0x0C
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovpd xmm0, xmm2, [rdi+4]",
-            code: [
-                0xC4, 0xE2, 0x69, 0x2D, 0x47, 0x04
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovpd [rdi+4], xmm2, xmm1",
-            code: [
-                0xC4, 0xE2, 0x69, 0x2F, 0x4F, 0x04
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovd xmm0, xmm2, [rdi]",
-            code: [
-                0xC4, 0xE2, 0x69, 0x8C, 0x07
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovd [rdi], xmm2, xmm1",
-            code: [
-                0xC4, 0xE2, 0x69, 0x8E, 0x0F
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovq xmm0, xmm2, [rdi+3]",
-            code: [
-                0xC4, 0xE2, 0xE9, 0x8C, 0x47, 0x03
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovq [rdi+3], xmm2, xmm1",
-            code: [
-                0xC4, 0xE2, 0xE9, 0x8E, 0x4F, 0x03
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovps ymm0, ymm2, [rdi+12]",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x2C, 0x47, 0x0C
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovps [rdi+12], ymm2, ymm1",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x2E, 0x4F, 0x0C
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovpd ymm0, ymm2, [rdi+4]",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x2D, 0x47, 0x04
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovpd [rdi+4], ymm2, ymm1",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x2F, 0x4F, 0x04
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovd ymm0, ymm2, [rdi]",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x8C, 0x07
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovd [rdi], ymm2, ymm1",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x8E, 0x0F
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovq ymm0, ymm2, [rdi+3]",
-            code: [
-                0xC4, 0xE2, 0xED, 0x8C, 0x47, 0x03
-            ]),
-        Variant(
-            kind: .vector, text: "vpmaskmovq [rdi+3], ymm2, ymm1",
-            code: [
-                0xC4, 0xE2, 0xED, 0x8E, 0x4F, 0x03
-            ]),
-        Variant(
-            kind: .vector, text: "maskmovdqu xmm1, xmm2",
-            code: [
-                0x66, 0x0F, 0xF7, 0xCA
-            ]),
-        Variant(
-            kind: .vector, text: "vmaskmovdqu xmm1, xmm2",
-            code: [
-                0xC5, 0xF9, 0xF7, 0xCA
-            ]),
-        Variant(
-            kind: .vector, text: "emms; movq mm1, [rsi]; movq mm2, [rsi+64]; maskmovq mm1, mm2; emms",
-            code: [
+            .vector, "emms; movq mm1, [rsi]; movq mm2, [rsi+64]; maskmovq mm1, mm2; emms",
+            [
                 0x0F, 0x77, 0x0F, 0x6F, 0x0E, 0x0F, 0x6F, 0x56, 0x40, 0x0F, 0xF7, 0xCA, 0x0F, 0x77
             ]),
+        Variant(.vector, "vgatherdps ymm0, [rdi+ymm3*4+8], ymm2", [0xC4, 0xE2, 0x6D, 0x92, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherdps xmm0, [rdi+xmm3*4+8], xmm2", [0xC4, 0xE2, 0x69, 0x92, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherdpd ymm0, [rdi+xmm3*4+8], ymm2", [0xC4, 0xE2, 0xED, 0x92, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherdpd xmm0, [rdi+xmm3*4+8], xmm2", [0xC4, 0xE2, 0xE9, 0x92, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherqps xmm0, [rdi+ymm3*4+8], xmm2", [0xC4, 0xE2, 0x6D, 0x93, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherqps xmm0, [rdi+xmm3*4+8], xmm2", [0xC4, 0xE2, 0x69, 0x93, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherqpd ymm0, [rdi+ymm3*4+8], ymm2", [0xC4, 0xE2, 0xED, 0x93, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherqpd xmm0, [rdi+xmm3*4+8], xmm2", [0xC4, 0xE2, 0xE9, 0x93, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vpgatherdd ymm0, [rdi+ymm3*4+8], ymm2", [0xC4, 0xE2, 0x6D, 0x90, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vpgatherdq ymm0, [rdi+xmm3*4+8], ymm2", [0xC4, 0xE2, 0xED, 0x90, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vpgatherqd xmm0, [rdi+ymm3*4+8], xmm2", [0xC4, 0xE2, 0x6D, 0x91, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vpgatherqq ymm0, [rdi+ymm3*4+8], ymm2", [0xC4, 0xE2, 0xED, 0x91, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vpgatherqd xmm0, [rdi+xmm3*4+8], xmm2", [0xC4, 0xE2, 0x69, 0x91, 0x44, 0x9F, 0x08]),
+        Variant(.vector, "vgatherdps ymm0, [edi+ymm3*2], ymm2", [0x67, 0xC4, 0xE2, 0x6D, 0x92, 0x04, 0x5F]),
+        Variant(.state, "fxsave64 [r8+0x1000]", [0x49, 0x0F, 0xAE, 0x80, 0x00, 0x10, 0x00, 0x00]),
+        Variant(.state, "xsave64 [r8+0x1000]", [0x49, 0x0F, 0xAE, 0xA0, 0x00, 0x10, 0x00, 0x00]),
         Variant(
-            kind: .vector, text: "vgatherdps ymm0, [rdi+ymm3*4+8], ymm2",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x92, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherdps xmm0, [rdi+xmm3*4+8], xmm2",
-            code: [
-                0xC4, 0xE2, 0x69, 0x92, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherdpd ymm0, [rdi+xmm3*4+8], ymm2",
-            code: [
-                0xC4, 0xE2, 0xED, 0x92, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherdpd xmm0, [rdi+xmm3*4+8], xmm2",
-            code: [
-                0xC4, 0xE2, 0xE9, 0x92, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherqps xmm0, [rdi+ymm3*4+8], xmm2",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x93, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherqps xmm0, [rdi+xmm3*4+8], xmm2",
-            code: [
-                0xC4, 0xE2, 0x69, 0x93, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherqpd ymm0, [rdi+ymm3*4+8], ymm2",
-            code: [
-                0xC4, 0xE2, 0xED, 0x93, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherqpd xmm0, [rdi+xmm3*4+8], xmm2",
-            code: [
-                0xC4, 0xE2, 0xE9, 0x93, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vpgatherdd ymm0, [rdi+ymm3*4+8], ymm2",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x90, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vpgatherdq ymm0, [rdi+xmm3*4+8], ymm2",
-            code: [
-                0xC4, 0xE2, 0xED, 0x90, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vpgatherqd xmm0, [rdi+ymm3*4+8], xmm2",
-            code: [
-                0xC4, 0xE2, 0x6D, 0x91, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vpgatherqq ymm0, [rdi+ymm3*4+8], ymm2",
-            code: [
-                0xC4, 0xE2, 0xED, 0x91, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vpgatherqd xmm0, [rdi+xmm3*4+8], xmm2",
-            code: [
-                0xC4, 0xE2, 0x69, 0x91, 0x44, 0x9F, 0x08
-            ]),
-        Variant(
-            kind: .vector, text: "vgatherdps ymm0, [edi+ymm3*2], ymm2",
-            code: [
-                0x67, 0xC4, 0xE2, 0x6D, 0x92, 0x04, 0x5F
-            ]),
-        Variant(
-            kind: .state, text: "fxsave64 [r8+0x1000]",
-            code: [
-                0x49, 0x0F, 0xAE, 0x80, 0x00, 0x10, 0x00, 0x00
-            ]),
-        Variant(
-            kind: .state, text: "xsave64 [r8+0x1000]",
-            code: [
-                0x49, 0x0F, 0xAE, 0xA0, 0x00, 0x10, 0x00, 0x00
-            ]),
-        Variant(
-            kind: .state, text: "mov eax, 5; xsave64 [r8+0x1000]",
-            code: [
+            .state, "mov eax, 5; xsave64 [r8+0x1000]",
+            [
                 0xB8, 0x05, 0x00, 0x00, 0x00, 0x49, 0x0F, 0xAE, 0xA0, 0x00, 0x10, 0x00, 0x00
             ]),
+        Variant(.state, "xsave64 [r8+0x0F00]", [0x49, 0x0F, 0xAE, 0xA0, 0x00, 0x0F, 0x00, 0x00]),
         Variant(
-            kind: .state, text: "xsave64 [r8+0x0F00]",
-            code: [
-                0x49, 0x0F, 0xAE, 0xA0, 0x00, 0x0F, 0x00, 0x00
-            ]),
-        Variant(
-            kind: .state,
-            text:
-                "fxsave64 [r8+0x1000]; fninit; fldpi; fxrstor64 [r8+0x1000]; fnstenv [r8+0x1800]; fnsave [r8+0x1900]; fninit",
-            code: [
+            .state,
+            "fxsave64 [r8+0x1000]; fninit; fldpi; fxrstor64 [r8+0x1000]; fnstenv [r8+0x1800]; fnsave [r8+0x1900]; fninit",
+            [
                 0x49, 0x0F, 0xAE, 0x80, 0x00, 0x10, 0x00, 0x00, 0xDB, 0xE3, 0xD9, 0xEB, 0x49, 0x0F, 0xAE, 0x88, 0x00,
                 0x10, 0x00, 0x00, 0x41, 0xD9, 0xB0, 0x00, 0x18, 0x00, 0x00, 0x41, 0xDD, 0xB0, 0x00, 0x19, 0x00, 0x00,
                 0xDB, 0xE3
             ]),
         Variant(
-            kind: .state, text: "xsave64 [r8+0x0F00]; fninit; vzeroall; xrstor64 [r8+0x0F00]",
-            code: [
+            .state, "xsave64 [r8+0x0F00]; fninit; vzeroall; xrstor64 [r8+0x0F00]",
+            [
                 0x49, 0x0F, 0xAE, 0xA0, 0x00, 0x0F, 0x00, 0x00, 0xDB, 0xE3, 0xC5, 0xFC, 0x77, 0x49, 0x0F, 0xAE, 0xA8,
                 0x00, 0x0F, 0x00, 0x00
             ]),
         Variant(
-            kind: .state, text: "xsave64 [r8+0x0F00]; mov byte ptr [r8+0x0F00+512], 1; xrstor64 [r8+0x0F00]",
-            code: [
+            .state, "xsave64 [r8+0x0F00]; mov byte ptr [r8+0x0F00+512], 1; xrstor64 [r8+0x0F00]",
+            [
                 0x49, 0x0F, 0xAE, 0xA0, 0x00, 0x0F, 0x00, 0x00, 0x41, 0xC6, 0x80, 0x00, 0x11, 0x00, 0x00, 0x01, 0x49,
                 0x0F, 0xAE, 0xA8, 0x00, 0x0F, 0x00, 0x00
             ]),
         Variant(
-            kind: .state,
-            text:
-                "fnsave [r8+0x1000]; frstor [r8+0x1000]; fnsave [r8+0x1100]; frstor [r8+0x1100]; fnstenv [r8+0x1200]; fninit; fldenv [r8+0x1200]; fnstsw ax; movzx ecx, ax",
-            code: [
+            .state,
+            "fnsave [r8+0x1000]; frstor [r8+0x1000]; fnsave [r8+0x1100]; frstor [r8+0x1100]; fnstenv [r8+0x1200]; fninit; fldenv [r8+0x1200]; fnstsw ax; movzx ecx, ax",
+            [
                 0x41, 0xDD, 0xB0, 0x00, 0x10, 0x00, 0x00, 0x41, 0xDD, 0xA0, 0x00, 0x10, 0x00, 0x00, 0x41, 0xDD, 0xB0,
                 0x00, 0x11, 0x00, 0x00, 0x41, 0xDD, 0xA0, 0x00, 0x11, 0x00, 0x00, 0x41, 0xD9, 0xB0, 0x00, 0x12, 0x00,
                 0x00, 0xDB, 0xE3, 0x41, 0xD9, 0xA0, 0x00, 0x12, 0x00, 0x00, 0xDF, 0xE0, 0x0F, 0xB7, 0xC8
             ]),
         Variant(
-            kind: .state,
-            text:
-                "data16 fnsave [r8+0x1000]; data16 frstor [r8+0x1000]; data16 fnstenv [r8+0x1200]; fninit; data16 fldenv [r8+0x1200]; fnstsw ax; movzx ecx, ax",
-            code: [
+            .state,
+            "data16 fnsave [r8+0x1000]; data16 frstor [r8+0x1000]; data16 fnstenv [r8+0x1200]; fninit; data16 fldenv [r8+0x1200]; fnstsw ax; movzx ecx, ax",
+            [
                 0x66, 0x41, 0xDD, 0xB0, 0x00, 0x10, 0x00, 0x00, 0x66, 0x41, 0xDD, 0xA0, 0x00, 0x10, 0x00, 0x00, 0x66,
                 0x41, 0xD9, 0xB0, 0x00, 0x12, 0x00, 0x00, 0xDB, 0xE3, 0x66, 0x41, 0xD9, 0xA0, 0x00, 0x12, 0x00, 0x00,
                 0xDF, 0xE0, 0x0F, 0xB7, 0xC8
             ]),
         Variant(
-            kind: .state,
-            text:
-                "stmxcsr [r8+0x1000]; mov dword ptr [r8+0x1008], 0x3fa5; ldmxcsr [r8+0x1008]; vstmxcsr [r8+0x1004]; vldmxcsr [r8+0x1000]",
-            code: [
+            .state,
+            "stmxcsr [r8+0x1000]; mov dword ptr [r8+0x1008], 0x3fa5; ldmxcsr [r8+0x1008]; vstmxcsr [r8+0x1004]; vldmxcsr [r8+0x1000]",
+            [
                 0x41, 0x0F, 0xAE, 0x98, 0x00, 0x10, 0x00, 0x00, 0x41, 0xC7, 0x80, 0x08, 0x10, 0x00, 0x00, 0xA5, 0x3F,
                 0x00, 0x00, 0x41, 0x0F, 0xAE, 0x90, 0x08, 0x10, 0x00, 0x00, 0xC4, 0xC1, 0x78, 0xAE, 0x98, 0x04, 0x10,
                 0x00, 0x00, 0xC4, 0xC1, 0x78, 0xAE, 0x90, 0x00, 0x10, 0x00, 0x00

@@ -116,7 +116,10 @@ import X86
                         UInt8(truncatingIfNeeded: index >> Int64(byte * 8))
                 }
             }
-        case .plain, .stack, .state: break
+        case .state:
+            // An XSAVE header starts as zero.
+            for offset in [0x0F00, 0x1000] { for i in 512..<576 { memory[offset + i] = 0 } }
+        case .plain, .stack: break
         }
         set(0x3F00, rcx)
         set(0x3F08, rsi)

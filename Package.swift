@@ -70,17 +70,25 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
+        .testTarget(name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis"], swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [
-                "Machine", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
+                "Machine", "Addressing", "KVMInterface", "CHost", "Host", "CLZ4", "CLZMA", "CZlib", "CZstd",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
+        .testTarget(
+            name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
+        .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
+        .testTarget(
+            name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost"],
+            swiftSettings: execution),
     ]
 )

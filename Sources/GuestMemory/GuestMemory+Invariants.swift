@@ -39,17 +39,19 @@ extension MemorySlotSet {
     func brokenInvariant() -> String? {
         var previousEnd = GuestFrameNumber(0)
         var broken: String?
-        var isLastUsedPresent = lastUsedSlot == nil
+        // Readers change it meanwhile.
+        let lastUsed = lastUsedSlot
+        var isLastUsedPresent = lastUsed == nil
         forEach { slot in
-            let links = slot.pointee[index]
-            if slot == lastUsedSlot { isLastUsedPresent = true }
+            let links = slot.links(index).pointee
+            if slot == lastUsed { isLastUsedPresent = true }
             if slot.pointee.baseFrame < previousEnd { broken = "slot \(slot.pointee.id) overlaps its predecessor" }
             previousEnd = slot.pointee.endFrame
             if find(id: slot.pointee.id) != slot { broken = "slot \(slot.pointee.id) is not found by its id" }
             if links.parent == nil && root != slot { broken = "slot \(slot.pointee.id) has no parent" }
             for child in [links.left, links.right] {
                 guard let child else { continue }
-                if child.pointee[index].parent != slot { broken = "slot \(child.pointee.id) has a wrong parent" }
+                if child.links(index).pointee.parent != slot { broken = "slot \(child.pointee.id) has a wrong parent" }
                 if child.pointee.priority > slot.pointee.priority { broken = "slot \(child.pointee.id) is too deep" }
             }
         }

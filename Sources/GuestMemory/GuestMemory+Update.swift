@@ -88,7 +88,7 @@ extension GuestMemory {
         }
         let active = spaces[Int(requested.addressSpace)].active.load()!
         guard !active.pointee.overlaps(requested.frames, except: requested.id) else { throw .fileExists }
-        // The greatest frame number is below 2^40, so frames can be added up to this point and from here on.
+        // KVM looks for overlaps first, so that a range that is also too high gives EEXIST.
         guard requested.frames.upperBound.value <= Self.frameCount else { throw .invalidArgument }
         return change
     }
@@ -105,7 +105,7 @@ extension GuestMemory {
             bitmap.map(Self.freeBitmap)
             throw error
         }
-        let working = makeSlot(new, bitmap)
+        let working = MemorySlot.Pointer.make(MemorySlot(new, dirtyBitmap: bitmap))
         replace(nil, with: working)
         activate(nil, with: working)
         totalPageCount += new.pageCount
@@ -125,8 +125,8 @@ extension GuestMemory {
         activate(working, with: nil)
         totalPageCount -= old.pointee.pageCount
         old.pointee.dirtyBitmap.map(Self.freeBitmap)
-        Self.freeSlot(old)
-        Self.freeSlot(working)
+        old.free()
+        working.free()
     }
 
     private func move(
@@ -150,7 +150,7 @@ extension GuestMemory {
         inactive.pointee.insert(old)
         activate(working, with: old)
         if bitmap != oldBitmap { oldBitmap.map(Self.freeBitmap) }
-        Self.freeSlot(working)
+        working.free()
     }
 
     private func changeFlags(
@@ -163,12 +163,12 @@ extension GuestMemory {
             if bitmap != oldBitmap { bitmap.map(Self.freeBitmap) }
             throw error
         }
-        let working = makeSlot(new, bitmap)
+        let working = MemorySlot.Pointer.make(MemorySlot(new, dirtyBitmap: bitmap))
         replace(old, with: working)
         activate(old, with: working)
         flush(change)
         if bitmap != oldBitmap { oldBitmap.map(Self.freeBitmap) }
-        Self.freeSlot(old)
+        old.free()
     }
 
     // MARK: Steps
@@ -177,7 +177,7 @@ extension GuestMemory {
     private func invalidate(_ old: MemorySlot.Pointer) -> MemorySlot.Pointer {
         var description = old.pointee.description
         description.flags.insert(.invalid)
-        let working = makeSlot(description, old.pointee.dirtyBitmap)
+        let working = MemorySlot.Pointer.make(MemorySlot(description, dirtyBitmap: old.pointee.dirtyBitmap))
         replace(old, with: working)
         swap(addressSpace: description.addressSpace)
         return working
@@ -186,13 +186,14 @@ extension GuestMemory {
     /// Publishes `old` again after `invalidate`, and frees the copy.
     private func restore(_ old: MemorySlot.Pointer, from working: MemorySlot.Pointer) {
         activate(working, with: old)
-        Self.freeSlot(working)
+        working.free()
     }
 
     /// Changes the inactive set.
     private func replace(_ old: MemorySlot.Pointer?, with new: MemorySlot.Pointer?) {
         let addressSpace = Int((old ?? new)!.pointee.addressSpace)
-        spaces[addressSpace].inactive.pointee.replace(old, with: new)
+        let inactive = spaces[addressSpace].inactive
+        inactive.pointee.replace(old, with: new)
     }
 
     /// Makes the inactive set active and repeats the change in the other: both are the same then, and readers of `old`
@@ -207,20 +208,6 @@ extension GuestMemory {
     }
 
     // MARK: Memory
-
-    private func makeSlot(
-        _ description: MemorySlotDescription, _ bitmap: UnsafeMutablePointer<UInt64>?
-    ) -> MemorySlot.Pointer {
-        let slot = MemorySlot.Pointer.allocate(capacity: 1)
-        slot.initialize(to: MemorySlot(description, dirtyBitmap: bitmap))
-        return slot
-    }
-
-    /// Frees a slot that no set holds and no reader can reach; its bitmap is the caller's.
-    static func freeSlot(_ slot: MemorySlot.Pointer) {
-        slot.deinitialize(count: 1)
-        slot.deallocate()
-    }
 
     /// The bitmap of the slot that takes an old one's place: the same, a new one or none.
     private func bitmap(

@@ -47,7 +47,7 @@ public final class GuestMemory: @unchecked Sendable {
         for number in 0..<addressSpaceCount {
             spaces[number].active.load()!.pointee.forEach { slot in
                 slot.pointee.dirtyBitmap.map(Self.freeBitmap)
-                Self.freeSlot(slot)
+                slot.free()
             }
         }
         spaces.deinitialize(count: addressSpaceCount)

@@ -4,8 +4,9 @@ import Synchronization
 
 /// A range of guest frames backed by a range of host memory.
 ///
-/// Lives in raw memory with its links for both slot sets, as readers follow it without reference counting. Immutable
-/// while a reader can reach it, except for the dirty bitmap and the links of the set that readers do not use.
+/// Lives in raw memory, as readers follow it without reference counting; immutable while a reader can reach it, except
+/// for the bits of the dirty bitmap. Behind it in memory are its links for both slot sets, which change while the slot
+/// does not: those of the active set are readers', those of the inactive one the writer's.
 public struct MemorySlot: ~Copyable {
     /// The slot's number within its address space.
     public let id: UInt16
@@ -24,8 +25,6 @@ public struct MemorySlot: ~Copyable {
     var dirtyBitmap: UnsafeMutablePointer<UInt64>?
     /// The heap order of the tree; the same in both sets.
     let priority: UInt64
-    /// The links of the two sets.
-    private var links: (Links, Links) = (Links(), Links())
 
     typealias Pointer = UnsafeMutablePointer<MemorySlot>
 
@@ -109,13 +108,6 @@ public struct MemorySlot: ~Copyable {
 
     // MARK: Writers
 
-    /// The slot's links in a set (0 or 1).
-    @inline(__always)
-    subscript(set: Int) -> Links {
-        get { set == 0 ? links.0 : links.1 }
-        set { if set == 0 { links.0 = newValue } else { links.1 = newValue } }
-    }
-
     /// Gives the slot the place and flags of `description`, with no reader left.
     mutating func move(to description: MemorySlotDescription) {
         baseFrame = description.baseFrame
@@ -137,6 +129,33 @@ public struct MemorySlot: ~Copyable {
         z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
         z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
         return z ^ (z >> 31)
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == MemorySlot {
+    /// Makes a slot that no set holds.
+    static func make(_ slot: consuming MemorySlot) -> Self {
+        let size = MemoryLayout<MemorySlot>.stride + 2 * MemoryLayout<MemorySlot.Links>.stride
+        let memory = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
+        let pointer = memory.bindMemory(to: MemorySlot.self, capacity: 1)
+        pointer.initialize(to: slot)
+        (memory + MemoryLayout<MemorySlot>.stride)
+            .initializeMemory(as: MemorySlot.Links.self, repeating: MemorySlot.Links(), count: 2)
+        return pointer
+    }
+
+    /// Frees a slot that no set holds and no reader can reach; its bitmap is the caller's.
+    func free() {
+        deinitialize(count: 1)
+        UnsafeMutableRawPointer(self).deallocate()
+    }
+
+    /// The slot's links in a set (0 or 1).
+    @inline(__always)
+    func links(_ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> {
+        // SAFETY: `make` placed two `Links` behind the slot, whose stride is a multiple of their alignment.
+        (UnsafeMutableRawPointer(self) + MemoryLayout<MemorySlot>.stride)
+            .assumingMemoryBound(to: MemorySlot.Links.self) + set
     }
 }
 

@@ -35,12 +35,12 @@ struct MemorySlotSet: ~Copyable {
         var next = root
         while let slot = next {
             if frame < slot.pointee.baseFrame {
-                next = slot.pointee[index].left
+                next = slot.links(index).pointee.left
             } else if slot.pointee.contains(frame) {
                 lastUsed.store(slot, ordering: .relaxed)
                 return slot
             } else {
-                next = slot.pointee[index].right
+                next = slot.links(index).pointee.right
             }
         }
         return nil
@@ -56,9 +56,9 @@ struct MemorySlotSet: ~Copyable {
         while let slot = next {
             if slot.pointee.baseFrame < frame {
                 found = slot
-                next = slot.pointee[index].right
+                next = slot.links(index).pointee.right
             } else {
-                next = slot.pointee[index].left
+                next = slot.links(index).pointee.left
             }
         }
         return found
@@ -80,7 +80,7 @@ struct MemorySlotSet: ~Copyable {
     private func visit(_ slot: MemorySlot.Pointer?, _ body: (MemorySlot.Pointer) -> Void) {
         guard let slot else { return }
         // The body may free the slot.
-        let links = slot.pointee[index]
+        let links = slot.links(index).pointee
         visit(links.left, body)
         body(slot)
         visit(links.right, body)
@@ -101,12 +101,12 @@ struct MemorySlotSet: ~Copyable {
         if let old, let new, old.pointee.baseFrame == new.pointee.baseFrame {
             // Same id, so the same priority: the heap order holds.
             assert(old.pointee.id == new.pointee.id)
-            let links = old.pointee[index]
-            new.pointee[index] = links
+            let links = old.links(index).pointee
+            new.links(index).pointee = links
             setChild(of: links.parent, from: old, to: new)
-            links.left?.pointee[index].parent = new
-            links.right?.pointee[index].parent = new
-            old.pointee[index] = MemorySlot.Links()
+            links.left?.links(index).pointee.parent = new
+            links.right?.links(index).pointee.parent = new
+            old.links(index).pointee = MemorySlot.Links()
             return
         }
         if let old { erase(old) }
@@ -119,20 +119,20 @@ struct MemorySlotSet: ~Copyable {
         var next = root
         while let current = next {
             parent = current
-            let links = current.pointee[index]
+            let links = current.links(index).pointee
             next = slot.pointee.baseFrame < current.pointee.baseFrame ? links.left : links.right
         }
-        slot.pointee[index] = MemorySlot.Links(left: nil, right: nil, parent: parent)
+        slot.links(index).pointee = MemorySlot.Links(left: nil, right: nil, parent: parent)
         if let parent {
             if slot.pointee.baseFrame < parent.pointee.baseFrame {
-                parent.pointee[index].left = slot
+                parent.links(index).pointee.left = slot
             } else {
-                parent.pointee[index].right = slot
+                parent.links(index).pointee.right = slot
             }
         } else {
             root = slot
         }
-        while let parent = slot.pointee[index].parent, parent.pointee.priority < slot.pointee.priority {
+        while let parent = slot.links(index).pointee.parent, parent.pointee.priority < slot.pointee.priority {
             rotateUp(slot)
         }
     }
@@ -140,35 +140,35 @@ struct MemorySlotSet: ~Copyable {
     /// Removes a slot from the tree alone.
     mutating func erase(_ slot: MemorySlot.Pointer) {
         while true {
-            let links = slot.pointee[index]
+            let links = slot.links(index).pointee
             guard let left = links.left, let right = links.right else {
                 let child = links.left ?? links.right
                 setChild(of: links.parent, from: slot, to: child)
-                child?.pointee[index].parent = links.parent
+                child?.links(index).pointee.parent = links.parent
                 break
             }
             rotateUp(left.pointee.priority > right.pointee.priority ? left : right)
         }
-        slot.pointee[index] = MemorySlot.Links()
+        slot.links(index).pointee = MemorySlot.Links()
     }
 
     /// Exchanges a slot with its parent, keeping the order of frames.
     private mutating func rotateUp(_ slot: MemorySlot.Pointer) {
-        let parent = slot.pointee[index].parent!
-        let grandparent = parent.pointee[index].parent
+        let parent = slot.links(index).pointee.parent!
+        let grandparent = parent.links(index).pointee.parent
         let inner: MemorySlot.Pointer?
-        if parent.pointee[index].left == slot {
-            inner = slot.pointee[index].right
-            parent.pointee[index].left = inner
-            slot.pointee[index].right = parent
+        if parent.links(index).pointee.left == slot {
+            inner = slot.links(index).pointee.right
+            parent.links(index).pointee.left = inner
+            slot.links(index).pointee.right = parent
         } else {
-            inner = slot.pointee[index].left
-            parent.pointee[index].right = inner
-            slot.pointee[index].left = parent
+            inner = slot.links(index).pointee.left
+            parent.links(index).pointee.right = inner
+            slot.links(index).pointee.left = parent
         }
-        inner?.pointee[index].parent = parent
-        parent.pointee[index].parent = slot
-        slot.pointee[index].parent = grandparent
+        inner?.links(index).pointee.parent = parent
+        parent.links(index).pointee.parent = slot
+        slot.links(index).pointee.parent = grandparent
         setChild(of: grandparent, from: parent, to: slot)
     }
 
@@ -180,10 +180,10 @@ struct MemorySlotSet: ~Copyable {
             root = new
             return
         }
-        if parent.pointee[index].left == old {
-            parent.pointee[index].left = new
+        if parent.links(index).pointee.left == old {
+            parent.links(index).pointee.left = new
         } else {
-            parent.pointee[index].right = new
+            parent.links(index).pointee.right = new
         }
     }
 

@@ -62,6 +62,8 @@ public final class IOAPIC: Sendable {
     }
 
     private let state = Mutex(State())
+    /// Outside the lock, because every device access of the guest is compared with it.
+    private let baseAddress = Atomic<UInt64>(IOAPIC.defaultAddress)
     private let output: @Sendable (InterruptMessage) -> Int
     private let acknowledged: @Sendable (Int) -> Void
 
@@ -149,7 +151,7 @@ public final class IOAPIC: Sendable {
 
     /// The offset of `address` in the register range; nil if it is outside.
     public func offset(of address: UInt64) -> UInt32? {
-        let offset = address &- state.withLock { $0.registers.baseAddress }
+        let offset = address &- baseAddress.load(ordering: .relaxed)
         return offset < Self.byteCount ? UInt32(truncatingIfNeeded: offset) : nil
     }
 
@@ -224,6 +226,7 @@ public final class IOAPIC: Sendable {
     public func loadState(_ new: IOAPICState) {
         state.withLock { state in
             state.registers = new
+            baseAddress.store(new.baseAddress, ordering: .relaxed)
             state.deliveredEdges = 0
             state.registers.registerSelect &= 0xFF
             state.registers.id &= 0xF

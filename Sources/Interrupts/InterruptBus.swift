@@ -15,7 +15,8 @@ public protocol LocalAPICDirectory: AnyObject, Sendable {
 ///
 /// > Concurrency: every member may be used from any thread; nothing here blocks.
 public final class InterruptBus: Sendable {
-    private unowned let directory: any LocalAPICDirectory
+    // SAFETY: the directory outlives the bus; counting references to it would make every delivery write shared memory.
+    private unowned(unsafe) let directory: any LocalAPICDirectory
     private let extendedDestinations = Atomic<Bool>(false)
     private let noBroadcastQuirk = Atomic<Bool>(false)
 

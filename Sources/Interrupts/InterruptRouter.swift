@@ -42,7 +42,7 @@ public final class InterruptRouter: Sendable {
             output: { bus.deliver($0) },
             acknowledged: { pin in table.notify { $0.gsi(ofIOAPICPin: pin) } })
         pic = PIC(
-            output: { [unowned directory] isHigh in
+            output: { [unowned(unsafe) directory] isHigh in
                 guard isHigh else { return }
                 directory.forEachLocalAPIC { apic in
                     guard apic.acceptsExternalInterrupts else { return true }

@@ -48,7 +48,9 @@ extension LocalAPIC {
         case APICRegister.command:
             writeCommand(low: value, destination: commandHigh >> 24)
         default:
-            if !setRegister(offset, value, now: now()) { _ = recordErrors(APICError.illegalRegister) }
+            if setRegister(offset, value, now: now()) { return }
+            // Writes to registers that can only be read are ignored; only those to no register are errors.
+            if register(offset, now: now()) == nil { _ = recordErrors(APICError.illegalRegister) }
         }
     }
 
@@ -235,19 +237,7 @@ extension LocalAPIC {
     }
 
     private func setLocalVector(_ source: LocalInterrupt, _ value: UInt32) {
-        var writable = LocalVectorEntry.vector | LocalVectorEntry.masked
-        switch source {
-        case .timer:
-            writable |= LocalVectorEntry.timerPeriodic
-            if supportsTSCDeadline { writable |= LocalVectorEntry.timerTSCDeadline }
-        case .thermal, .performance:
-            writable |= LocalVectorEntry.deliveryMode
-        case .lint0, .lint1:
-            writable |= LocalVectorEntry.deliveryMode | LocalVectorEntry.polarity | LocalVectorEntry.levelTriggered
-        case .error:
-            break
-        }
-        var entry = value & writable
+        var entry = value & writableBits(of: source)
         if spurious & SpuriousRegister.softwareEnable == 0 { entry |= LocalVectorEntry.masked }
         let oldMode = timerMode
         localVectors[source] = entry
@@ -255,6 +245,21 @@ extension LocalAPIC {
         case .timer: timerModeDidChange(from: oldMode)
         case .lint0: publishRouting()
         default: break
+        }
+    }
+
+    func writableBits(of source: LocalInterrupt) -> UInt32 {
+        let common = LocalVectorEntry.vector | LocalVectorEntry.masked
+        switch source {
+        case .timer:
+            return common | LocalVectorEntry.timerPeriodic
+                | (supportsTSCDeadline ? LocalVectorEntry.timerTSCDeadline : 0)
+        case .thermal, .performance:
+            return common | LocalVectorEntry.deliveryMode
+        case .lint0, .lint1:
+            return common | LocalVectorEntry.deliveryMode | LocalVectorEntry.polarity | LocalVectorEntry.levelTriggered
+        case .error:
+            return common
         }
     }
 

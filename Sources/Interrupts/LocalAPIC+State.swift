@@ -68,12 +68,14 @@ extension LocalAPIC {
         errorStatus = state[APICRegister.errorStatus] & 0xFF
         commandLow = state[APICRegister.command] & Self.commandWritable
         commandHigh = state[APICRegister.commandHigh]
-        // The spurious register first: it decides whether entries may be unmasked.
         _ = setRegister(APICRegister.spurious, state[APICRegister.spurious], now: now)
+        let oldMode = timerMode
         for source in LocalInterrupt.allCases {
+            // Not as a guest's write: LINT0 of a boot processor is unmasked in a disabled APIC.
             let offset = APICRegister.localVectorTable + UInt32(source.rawValue) << 4
-            _ = setRegister(offset, state[offset], now: now)
+            localVectors[source] = state[offset] & writableBits(of: source)
         }
+        timerModeDidChange(from: oldMode)
         divideConfiguration = state[APICRegister.divideConfiguration] & 0xB
         if timerMode != .tscDeadline {
             initialCount = state[APICRegister.initialCount]

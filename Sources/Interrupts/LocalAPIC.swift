@@ -26,8 +26,9 @@ public final class LocalAPIC: @unchecked Sendable {
     /// The identifier given at creation: the x2APIC ID, and at first the xAPIC ID.
     public let initialID: UInt32
 
-    /// Set once, before anybody else can see this APIC. The host outlives it.
-    public unowned(unsafe) var host: any LocalAPICHost
+    /// The vCPU. It outlives the APIC.
+    // SAFETY: not counted, because every interrupt would write the vCPU's reference count from another thread.
+    public unowned(unsafe) let host: any LocalAPICHost
 
     // What the guest's CPUID offers; set by the owner.
 
@@ -268,7 +269,7 @@ public final class LocalAPIC: @unchecked Sendable {
         tscDeadline = 0
         timerDeadlineNanoseconds = nil
         updateProcessorPriority()
-        _ = markDirty()
+        synchronize()
         publishRouting()
     }
 }

@@ -98,7 +98,6 @@ public final class PIT: Sendable {
         }
         state.nextEdge &+= count
         state.backlog = min(state.backlog.saturatingAdd(count), Self.maximumBacklog)
-        if !state.reinjects { state.backlog = 1 }
     }
 
     private func deliverTick(_ state: inout State) {
@@ -172,7 +171,7 @@ public final class PIT: Sendable {
                 writeControl(value, &state, now)
             case 0x61:
                 state.isSpeakerOn = value & 2 != 0
-                _ = state.channels[2].setGate(value & 1 != 0, now: now)
+                state.channels[2].setGate(value & 1 != 0, now: now)
             default:
                 break
             }

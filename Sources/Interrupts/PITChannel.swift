@@ -115,7 +115,7 @@ struct PITChannel: Sendable {
     private func encoded(_ value: UInt64) -> UInt16 {
         guard registers.isDecimal else { return UInt16(truncatingIfNeeded: value) }
         let value = value % 10_000
-        let digits = value / 1000 << 12 | value / 100 % 10 << 8 | value / 10 % 10 << 4 | value % 10
+        let digits = (value / 1000) << 12 | (value / 100 % 10) << 8 | (value / 10 % 10) << 4 | value % 10
         return UInt16(truncatingIfNeeded: digits)
     }
 
@@ -128,9 +128,8 @@ struct PITChannel: Sendable {
 
     // MARK: Gate
 
-    /// - Returns: whether the next edge of OUT moved.
-    mutating func setGate(_ level: Bool, now: UInt64) -> Bool {
-        guard level != registers.gate else { return false }
+    mutating func setGate(_ level: Bool, now: UInt64) {
+        guard level != registers.gate else { return }
         registers.gate = level
         switch registers.mode {
         case 1, 5:
@@ -145,7 +144,6 @@ struct PITChannel: Sendable {
             }
             stopTime = level ? nil : now
         }
-        return true
     }
 
     // MARK: Ports

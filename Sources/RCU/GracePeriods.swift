@@ -16,12 +16,17 @@ struct ReaderRecord: ~Copyable {
     var nudge: RCUReader.Nudge?
     var context: UnsafeMutableRawPointer?
     /// How many read sections are open; debug builds only. The reader's own.
-    @usableFromInline var depth = 0
+    private let depth = Atomic<Int>(0)
 
     init(next: UnsafeMutablePointer<ReaderRecord>?) { self.next = next }
 
-    @usableFromInline mutating func changeDepth(_ change: Int) -> Bool {
-        depth += change
+    /// Whether a read section is open.
+    var isInSection: Bool { depth.load(ordering: .relaxed) != 0 }
+
+    /// Opens (1) or closes (-1) a read section. Returns true, to be called from an assertion.
+    @usableFromInline func changeDepth(_ change: Int) -> Bool {
+        // ORDERING: relaxed; atomic only so that no access is to the record as a whole, which writers share.
+        depth.store(depth.load(ordering: .relaxed) + change, ordering: .relaxed)
         return true
     }
 }

@@ -45,7 +45,7 @@ public struct RCUReader: ~Copyable, @unchecked Sendable {
 
     /// Ends taking part: the reader holds no pointers any more and writers do not wait for it.
     public borrowing func offline() {
-        assert(record.pointee.depth == 0, "off-line inside a read section")
+        assert(!record.pointee.isInSection, "off-line inside a read section")
         precondition(isOnline, "the reader is off-line already")
         domain.gracePeriods.report(record, 0)
     }
@@ -54,7 +54,7 @@ public struct RCUReader: ~Copyable, @unchecked Sendable {
     @inline(__always)
     public borrowing func quiescentState() {
         assert(isOnline, "a quiescent state of an off-line reader")
-        assert(record.pointee.depth == 0, "a quiescent state inside a read section")
+        assert(!record.pointee.isInSection, "a quiescent state inside a read section")
         // ORDERING: acquire pairs with the increment in `GracePeriods.advance` (invariant 1).
         let current = domain.gracePeriods.counter.load(ordering: .acquiring)
         if current != record.pointee.state.load(ordering: .relaxed) {

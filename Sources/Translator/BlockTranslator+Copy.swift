@@ -46,10 +46,12 @@ extension BlockTranslator {
             guard name.kind == .general else { continue }
             let guest = Int(name.number)
             if name.isHighByte && operand.place != .implied { hasHighByte = true }
-            if operand.isRead { uses[guest].isRead = true }
+            // BSF and BSR of zero leave their target alone.
+            let keepsTarget = i.mnemonic == ZYDIS_MNEMONIC_BSF || i.mnemonic == ZYDIS_MNEMONIC_BSR
+            if operand.isRead || keepsTarget { uses[guest].isRead = true }
             if operand.isWritten {
                 uses[guest].isWritten = true
-                if name.width >= 32 && !operand.isRead { uses[guest].isWrittenWhole = true }
+                if name.width >= 32 && !operand.isRead && !keepsTarget { uses[guest].isWrittenWhole = true }
             }
             if operand.place == .implied { uses[guest].isImplied = true } else { uses[guest].isExplicit = true }
         }
@@ -178,7 +180,8 @@ extension BlockTranslator {
                 (~(fields.reg >> 3) & 1) << 7 | (~(rexBits >> 1) & 1) << 6 | (~rexBits & 1) << 5 | i.opcodeMap)
             e.byte((i.rexW ? 0x80 : 0) | (~fields.vexV & 15) << 3 | i.vexL << 2 | i.vexPP)
             e.byte(i.opcode)
-            emitModRM(i, fields)
+            // VZEROALL and VZEROUPPER have none.
+            if i.hasModRM { emitModRM(i, fields) }
             emitImmediate(i)
             return
         }

@@ -24,11 +24,16 @@ extension DecodedInstruction {
     /// The unit that executes the instruction.
     var unit: InstructionClass.Unit {
         switch isaSet {
+        case ZYDIS_ISA_SET_PPRO where category == ZYDIS_CATEGORY_X87_ALU,
+            ZYDIS_ISA_SET_SSE3 where category == ZYDIS_CATEGORY_X87_ALU:
+            // FCOMI and its relatives; FISTTP.
+            return .x87
         case ZYDIS_ISA_SET_X87, ZYDIS_ISA_SET_FCMOV, ZYDIS_ISA_SET_SSE3X87, ZYDIS_ISA_SET_PENTIUMMMX,
             ZYDIS_ISA_SET_SSE2MMX, ZYDIS_ISA_SET_SSSE3MMX:
             return .x87
         case ZYDIS_ISA_SET_SSE, ZYDIS_ISA_SET_SSE2, ZYDIS_ISA_SET_SSE3, ZYDIS_ISA_SET_SSSE3, ZYDIS_ISA_SET_SSE4,
-            ZYDIS_ISA_SET_SSE42, ZYDIS_ISA_SET_AES, ZYDIS_ISA_SET_PCLMULQDQ, ZYDIS_ISA_SET_SHA, ZYDIS_ISA_SET_SSEMXCSR:
+            ZYDIS_ISA_SET_SSE42, ZYDIS_ISA_SET_SSE4A, ZYDIS_ISA_SET_AES, ZYDIS_ISA_SET_PCLMULQDQ, ZYDIS_ISA_SET_SHA,
+            ZYDIS_ISA_SET_SSEMXCSR:
             switch mnemonic {
             case ZYDIS_MNEMONIC_CRC32, ZYDIS_MNEMONIC_MOVNTI, ZYDIS_MNEMONIC_LFENCE, ZYDIS_MNEMONIC_MFENCE,
                 ZYDIS_MNEMONIC_SFENCE, ZYDIS_MNEMONIC_POPCNT:
@@ -91,6 +96,8 @@ extension DecodedInstruction {
 
     private func integerClass(in mode: TranslationMode) -> InstructionClass {
         guard encoding == .legacy || encoding == .vex else { return .swift }
+        // Without MPX these are NOPs that access no memory.
+        if isaSet == ZYDIS_ISA_SET_MPX { return .nothing }
         switch mnemonic {
         case ZYDIS_MNEMONIC_NOP, ZYDIS_MNEMONIC_PREFETCHNTA, ZYDIS_MNEMONIC_PREFETCHT0, ZYDIS_MNEMONIC_PREFETCHT1,
             ZYDIS_MNEMONIC_PREFETCHT2, ZYDIS_MNEMONIC_PREFETCHW, ZYDIS_MNEMONIC_PREFETCH, ZYDIS_MNEMONIC_ENDBR64,

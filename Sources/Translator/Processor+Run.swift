@@ -173,7 +173,8 @@ extension Processor {
                 followCacheResets()
                 continue
             }
-            if let block = try translate(linear, physical, form) {
+            let translated = try withHostControl { () throws(GuestFault) in try translate(linear, physical, form) }
+            if let block = translated {
                 if form == .block { tlb.insertJump(linear, target: block.address) }
                 return block.address
             }
@@ -420,7 +421,8 @@ extension Processor {
         let buffer = UnsafeMutableRawBufferPointer(
             start: state.base + CPUState.bounceOffset + Int(linear & 63), count: byteCount)
         if operand.isWritten { try probeWrite(linear, byteCount: byteCount) }
-        if operand.isRead { try readBytes(linear, into: buffer) }
+        // An x87 store with an unmasked exception leaves memory alone.
+        if operand.isRead || i.unit == .x87 { try readBytes(linear, into: buffer) }
         let code = try findCode(.bounce)
         let start = state.rip
         let registers = GeneralRegister.allCases.map { state[$0] }

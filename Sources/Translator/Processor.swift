@@ -130,6 +130,14 @@ public final class Processor {
         return result
     }
 
+    /// Runs `body` with the host's MXCSR inside ``withGuestControl(_:)``. Collections compute in floating point when they
+    /// grow, and must neither see the guest's rounding mode nor set its sticky flags.
+    func withHostControl<Result>(_ body: () throws(GuestFault) -> Result) throws(GuestFault) -> Result {
+        call(cache.trampolines.saveControl)
+        defer { call(cache.trampolines.loadControl) }
+        return try body()
+    }
+
     /// Moves the guest's x87 registers from the host's to the state, if they are there.
     func saveX87() {
         guard isX87Live else { return }

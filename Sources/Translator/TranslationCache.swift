@@ -203,7 +203,7 @@ public final class TranslationCache: @unchecked Sendable {
     }
 
     /// Forgets everything. > Concurrency: no other processor runs guest code.
-    func reset() {
+    public func reset() {
         lock.lock()
         defer { lock.unlock() }
         used = trampolines.byteCount

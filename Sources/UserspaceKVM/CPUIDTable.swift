@@ -39,7 +39,8 @@ struct CPUIDTable: Sendable {
     }
 
     private func isAboveMaximum(_ function: UInt32) -> Bool {
-        let range = function & 0xFFFF_0000 == 0x8000_0000 || function & 0xFFFF_0000 == 0x4000_0000
+        let range =
+            function & 0xFFFF_0000 == 0x8000_0000 || function & 0xFFFF_0000 == 0x4000_0000
             ? function & 0xFFFF_0000 : 0
         guard let limit = find(range, 0)?.eax else { return true }
         return function > limit

@@ -1,3 +1,4 @@
+import CHost
 import Glibc
 import SystemPackage
 
@@ -8,27 +9,23 @@ import SystemPackage
 /// made directly, and only the null page is caught.
 enum ClientMemory {
     static func copyIn(_ bytes: UnsafeMutableRawBufferPointer, from address: UInt) throws(Errno) {
-        guard bytes.count > 0 else { return }
+        guard let destination = bytes.baseAddress, bytes.count > 0 else { return }
         let source = try pointer(address, byteCount: bytes.count)
-        var local = iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
-        var remote = iovec(iov_base: source, iov_len: bytes.count)
-        // SAFETY: the kernel checks `remote`; `local` is the caller's buffer.
-        let count = process_vm_readv(getpid(), &local, 1, &remote, 1, 0)
-        if count == bytes.count { return }
-        guard count < 0, isRefused(errno) else { throw .badAddress }
-        bytes.baseAddress!.copyMemory(from: source, byteCount: bytes.count)
+        // SAFETY: the kernel checks `source`; `destination` is the caller's buffer.
+        let error = martlet_copy_checked(destination, source, bytes.count)
+        if error == 0 { return }
+        guard isRefused(error) else { throw .badAddress }
+        destination.copyMemory(from: source, byteCount: bytes.count)
     }
 
     static func copyOut(_ bytes: UnsafeRawBufferPointer, to address: UInt) throws(Errno) {
-        guard bytes.count > 0 else { return }
+        guard let source = bytes.baseAddress, bytes.count > 0 else { return }
         let destination = try pointer(address, byteCount: bytes.count)
-        var local = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
-        var remote = iovec(iov_base: destination, iov_len: bytes.count)
-        // SAFETY: the kernel checks `remote`, and only reads `local`.
-        let count = process_vm_writev(getpid(), &local, 1, &remote, 1, 0)
-        if count == bytes.count { return }
-        guard count < 0, isRefused(errno) else { throw .badAddress }
-        destination.copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
+        // SAFETY: the kernel checks `destination`, and only reads `source`.
+        let error = martlet_copy_out_checked(destination, source, bytes.count)
+        if error == 0 { return }
+        guard isRefused(error) else { throw .badAddress }
+        destination.copyMemory(from: source, byteCount: bytes.count)
     }
 
     /// Copies a structure of the ABI, which is trivial even where Swift cannot see it.
@@ -48,12 +45,16 @@ enum ClientMemory {
     /// - Parameter placeholder: a value to fill the array with before the copy.
     static func copyIn<T>(count: Int, of placeholder: T, from address: UInt) throws(Errno) -> [T] {
         var elements = [T](repeating: placeholder, count: count)
-        try elements.withUnsafeMutableBytes { (bytes) throws(Errno) in try copyIn(bytes, from: address) }
+        try elements.withUnsafeMutableBufferPointer { (buffer) throws(Errno) in
+            try copyIn(UnsafeMutableRawBufferPointer(buffer), from: address)
+        }
         return elements
     }
 
     static func copyOut<T>(_ elements: [T], to address: UInt) throws(Errno) {
-        try elements.withUnsafeBytes { (bytes) throws(Errno) in try copyOut(bytes, to: address) }
+        try elements.withUnsafeBufferPointer { (buffer) throws(Errno) in
+            try copyOut(UnsafeRawBufferPointer(buffer), to: address)
+        }
     }
 
     private static func pointer(_ address: UInt, byteCount: Int) throws(Errno) -> UnsafeMutableRawPointer {

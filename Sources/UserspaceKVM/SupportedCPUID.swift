@@ -77,7 +77,7 @@ struct SupportedCPUID {
             CPUIDEntry(function: 0xD, index: 0, eax: 7, ebx: byteCount, ecx: byteCount),
             // XSAVEOPT, XGETBV with ECX = 1.
             CPUIDEntry(function: 0xD, index: 1, eax: host.leaf(0xD, 1).eax & bits(0, 2)),
-            CPUIDEntry(function: 0xD, index: 2, eax: 256, ebx: 576),
+            CPUIDEntry(function: 0xD, index: 2, eax: 256, ebx: 576)
         ]
     }
 
@@ -87,7 +87,7 @@ struct SupportedCPUID {
         return [
             CPUIDEntry(
                 function: 0x15, eax: 1_000_000, ebx: UInt32(clamping: tscKilohertz), ecx: 1_000_000_000),
-            CPUIDEntry(function: 0x16, eax: megahertz, ebx: megahertz, ecx: 100),
+            CPUIDEntry(function: 0x16, eax: megahertz, ebx: megahertz, ecx: 100)
         ]
     }
 
@@ -97,7 +97,7 @@ struct SupportedCPUID {
             CPUIDEntry(
                 function: 0x4000_0000, eax: 0x4000_0010, ebx: 0x4B4D_564B, ecx: 0x564B_4D56, edx: 0x0000_004D),
             CPUIDEntry(function: 0x4000_0001, eax: ParavirtualFeature.all),
-            CPUIDEntry(function: 0x4000_0010, eax: UInt32(clamping: tscKilohertz), ebx: 1_000_000),
+            CPUIDEntry(function: 0x4000_0010, eax: UInt32(clamping: tscKilohertz), ebx: 1_000_000)
         ]
     }
 

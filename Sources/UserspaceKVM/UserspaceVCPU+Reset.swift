@@ -5,17 +5,11 @@ import X86
 extension UserspaceVCPU {
     /// The state after power-up.
     func powerUp(isBootstrapProcessor: Bool) {
-        let state = processor.state
-        processor.system = SystemRegisters()
+        processor.reset()
+        processor.state.fxsaveArea.storeBytes(of: 0x37F, as: UInt16.self)
         processor.system.tscOffset = vm.tscOffset
-        for register in GeneralRegister.allCases { state[register] = 0 }
-        for index in 0..<16 {
-            state.vectorRegister(index).initializeMemory(as: UInt8.self, repeating: 0, count: 32)
-        }
-        state.fxsaveArea.initializeMemory(as: UInt8.self, repeating: 0, count: 512)
-        state.fxsaveArea.storeBytes(of: 0x37F, as: UInt16.self)
-        state.mxcsr = 0x1F80
-        startAtResetVector()
+        processor.system.modelSpecific.amdHardwareConfiguration = 1 << 24
+        if !vm.host.isAMD { processor.system.modelSpecific.architecturalCapabilities = ArchitecturalCapabilities.value }
         let waits = apic != nil && !isBootstrapProcessor
         processor.system.activity = waits ? .uninitialized : .running
     }
@@ -41,6 +35,7 @@ extension UserspaceVCPU {
         fresh.miscEnable = old.miscEnable
         fresh.tscOffset = old.tscOffset
         fresh.tscAdjust = old.tscAdjust
+        fresh.modelSpecific = old.modelSpecific
         processor.system = fresh
         for register in GeneralRegister.allCases { processor.state[register] = 0 }
         startAtResetVector()

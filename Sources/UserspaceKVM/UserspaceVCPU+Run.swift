@@ -21,35 +21,23 @@ extension UserspaceVCPU {
         while true {
             if !completes, mustReturn { throw interrupted() }
             acceptStartupSignals()
-            if takeSignal(.clockChanged) { writeParavirtualClock() }
             serviceTimer()
             if processor.system.activity != .running {
                 try waitForActivity()
                 continue
             }
             if !completes, isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
-            // A completion runs the one instruction that waits for it: with attention raised it ends after that.
-            if completes { processor.raiseAttention() } else { processor.clearAttention() }
-            enterGuest()
+            // With attention raised, the processor completes the access that was answered and no more.
+            if completes, mustReturn { processor.raiseAttention() } else { processor.clearAttention() }
+            requests.enter()
+            if takeSignal(.clockChanged) { writeParavirtualClock() }
             if !completes { injectEvents() }
             let result = processor.run()
             if result == .emulationFailure { describeEmulationFailure() }
-            leaveGuest()
+            requests.leave()
             completes = false
             if let outcome = try handle(result) { return outcome }
         }
-    }
-
-    /// > Concurrency: the owner, outside.
-    func enterGuest() {
-        requests.enter()
-        reader.online()
-    }
-
-    /// > Concurrency: the owner, inside.
-    func leaveGuest() {
-        reader.offline()
-        requests.leave()
     }
 
     /// What `KVM_RUN` does with the end of a stay in guest code.
@@ -63,11 +51,8 @@ extension UserspaceVCPU {
             describe(request)
             return 0
         case .halted:
-            guard apic == nil else {
-                processor.system.activity = .halted
-                return nil
-            }
-            return exit(KVM_EXIT_HLT)
+            processor.system.activity = apic == nil ? .running : .halted
+            return apic == nil ? exit(KVM_EXIT_HLT) : nil
         case .shutdown:
             return exit(KVM_EXIT_SHUTDOWN)
         case .hostMemory:
@@ -123,7 +108,7 @@ extension UserspaceVCPU {
     /// Something is there that changes what this vCPU does now.
     private var hasWakeEvent: Bool {
         guard let apic else { return true }
-        if apic.hasPendingInitialize || hasSignal(.clockChanged) { return true }
+        if apic.hasPendingInitialize { return true }
         switch processor.system.activity {
         case .initReceived: return apic.pendingStartupVector != nil
         case .uninitialized: return false
@@ -163,8 +148,7 @@ extension UserspaceVCPU {
     /// Chooses the event the processor delivers first, or asks for the moment at which one could be.
     /// > Concurrency: the owner, inside.
     private func injectEvents() {
-        let system = processor.system
-        if system.pendingEvent == nil, !system.nmiBlocked, !system.interruptShadow, takeNMI() {
+        if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, takeNMI() {
             processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)
         }
         guard let apic else {

@@ -2,6 +2,7 @@ import CHost
 import Host
 import Interrupts
 import KVMInterface
+import RCU
 import Synchronization
 import SystemPackage
 import Translator
@@ -29,7 +30,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     /// nil if the client has the interrupt controllers.
     private(set) var apic: LocalAPIC?
     private(set) var timerSlot: TimerSlot!
-    let reader: MachineCore.Reader
+    /// Takes part in grace periods of guest memory and translated code while inside guest code.
+    private var memoryReader: MemoryReader!
 
     /// Events that others raise; see ``VCPUSignals``.
     let signals = Atomic<UInt32>(0)
@@ -39,8 +41,6 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var cpuidTable = CPUIDTable()
     /// KVM's clock structures in guest memory.
     var paravirtualClock = ParavirtualClock()
-    /// Registers that only keep what was written.
-    var storedMSRs = StoredMSRs()
     /// Task priority while the client has the local APIC.
     var clientTaskPriority: UInt8 = 0
     /// APIC base while the client has the local APIC.
@@ -66,9 +66,9 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         runArea = RunArea(UnsafeMutableRawBufferPointer(start: runMemory, count: Limits.runAreaByteCount))
         clientAPICBase =
             APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
-        reader = vm.core.makeReader()
-        processor = try vm.core.makeProcessor(platform: self)
         requests = VCPURequests(gate: vm.gate, target: self)
+        processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
+        memoryReader = MemoryReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
         if vm.router != nil { apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self) }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)
@@ -105,6 +105,22 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     }
 }
 
+/// A vCPU as a reader of guest memory. A writer that has to wait for it raises the processor's attention, so that it leaves
+/// guest code, which is a quiescent state.
+private final class MemoryReader {
+    let reader: RCUReader
+
+    /// - Parameter processor: outlives the reader.
+    init(_ domain: RCUDomain, _ processor: Processor) {
+        reader = RCUReader(
+            domain,
+            nudge: { context in
+                // SAFETY: the context is the processor, which outlives the reader.
+                Unmanaged<Processor>.fromOpaque(context).takeUnretainedValue().raiseAttention()
+            }, context: Unmanaged.passUnretained(processor).toOpaque())
+    }
+}
+
 /// Events of a vCPU that have no place in its local APIC.
 struct VCPUSignals: OptionSet, Sendable {
     let rawValue: UInt32
@@ -115,10 +131,11 @@ struct VCPUSignals: OptionSet, Sendable {
     static let clockChanged = Self(rawValue: 1 << 1)
 }
 
-extension UserspaceVCPU: AttentionTarget {
+extension UserspaceVCPU: RequestTarget {
     func raiseAttention() { processor.raiseAttention() }
-    func clearAttention() { processor.clearAttention() }
     func perform(_ requests: ProcessorRequests) { processor.perform(requests) }
+    func didEnter() { memoryReader.reader.online() }
+    func willLeave() { memoryReader.reader.offline() }
 }
 
 extension UserspaceVCPU: LocalAPICHost {

@@ -3,6 +3,7 @@ import GuestMemory
 import Host
 import Interrupts
 import KVMInterface
+import RCU
 import Synchronization
 import SystemPackage
 import Translator
@@ -16,7 +17,10 @@ final class UserspaceVM: @unchecked Sendable {
     let host: HostProcessor
     let tscKilohertz: UInt64
     let clock: MachineClock
-    let core: MachineCore
+    /// Grace periods of memory slots and translated code, in which vCPUs take part while inside guest code.
+    let domain: RCUDomain
+    let memory: GuestMemory
+    let cache: TranslationCache
     let gate = PauseGate()
     let timers = MachineTimers()
 
@@ -44,9 +48,10 @@ final class UserspaceVM: @unchecked Sendable {
         self.host = host
         tscKilohertz = TSCFrequency.kilohertz
         clock = MachineClock(tscKilohertz: tscKilohertz)
-        core = try MachineCore()
-        vcpus = CopyAndPublishTable(
-            maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID), domain: core.domain)
+        domain = RCUDomain()
+        memory = GuestMemory(domain: domain)
+        cache = try TranslationCache()
+        vcpus = CopyAndPublishTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
     }
 
     deinit { timers.stop() }
@@ -96,7 +101,7 @@ final class UserspaceVM: @unchecked Sendable {
     /// Makes every vCPU perform `requests` before it runs guest code again.
     /// > Concurrency: any thread that is not inside guest code, without locks that vCPUs take.
     func requestAll(_ requests: ProcessorRequests) {
-        VCPURequests.request(requests, ofEach: enumerateRequests)
+        VCPURequests.request(requests, among: enumerateRequests)
     }
 
     /// Calls `body` with the request state of each vCPU.

@@ -26,14 +26,19 @@ import Translator
 // 6. Bit 1 of the word says that a writer sleeps on it. It is set by writers, only in a word that says inside, and the
 //    move that ends the word tells the owner in the same atomic exchange, so no wake-up is lost.
 
-/// What raises the attention flag of a processor: ``Processor``, or a stand-in in tests.
-public protocol AttentionTarget: AnyObject, Sendable {
+/// The processor behind the requests, or a stand-in in tests.
+public protocol RequestTarget: AnyObject, Sendable {
+    /// Makes guest code end soon.
     /// > Concurrency: any thread.
     func raiseAttention()
-    /// > Concurrency: the owner.
-    func clearAttention()
-    /// > Concurrency: the owner, outside guest code.
+    /// > Concurrency: the owner, outside.
     func perform(_ requests: ProcessorRequests)
+    /// The owner stands inside now.
+    /// > Concurrency: the owner.
+    func didEnter()
+    /// The owner is about to leave.
+    /// > Concurrency: the owner.
+    func willLeave()
 }
 
 /// The machine's side: the gate that holds every vCPU but one out of guest code.
@@ -64,13 +69,13 @@ public final class VCPURequests: @unchecked Sendable {
     private let sleeping = FutexWord(0)
 
     /// Set before the vCPU is published. The target outlives this.
-    public unowned(unsafe) var target: any AttentionTarget
+    public unowned(unsafe) var target: any RequestTarget
 
     /// Bits 2–31 of `word`.
     private var count: UInt32 = 0
     private var ownsPause = false
 
-    public init(gate: PauseGate, target: any AttentionTarget) {
+    public init(gate: PauseGate, target: any RequestTarget) {
         self.gate = gate
         self.target = target
     }
@@ -92,6 +97,7 @@ public final class VCPURequests: @unchecked Sendable {
             // ORDERING: after the fence; pairs with the writers' `pending |= bits`.
             if pending.load(ordering: .sequentiallyConsistent) == 0, ownsPause || !gate.isClosed {
                 isInside = true
+                target.didEnter()
                 return
             }
             moveOutside()
@@ -102,6 +108,7 @@ public final class VCPURequests: @unchecked Sendable {
     /// > Concurrency: the owner, inside.
     public func leave() {
         precondition(isInside, "a vCPU leaves guest code twice")
+        target.willLeave()
         isInside = false
         moveOutside()
     }
@@ -245,6 +252,20 @@ extension VCPURequests {
         if !wasInside { leave() }
         ownsPause = false
         // ORDERING: release, so that those who enter see what `body` did.
+        gate.closed.atomic.pointee.store(0, ordering: .sequentiallyConsistent)
+        gate.closed.wake()
+        gate.lock.unlock()
+    }
+    /// Runs `body` while no vCPU among `all` executes guest code.
+    /// > Concurrency: a thread that is not a vCPU's owner, without locks that owners take outside guest code.
+    public static func withAllPaused(
+        _ gate: PauseGate, among all: ((VCPURequests) -> Void) -> Void, _ body: () -> Void
+    ) {
+        gate.lock.lock()
+        // ORDERING: as in ``withOthersPaused(among:_:)``, here and below.
+        gate.closed.atomic.pointee.store(1, ordering: .sequentiallyConsistent)
+        request(.pause, among: all)
+        body()
         gate.closed.atomic.pointee.store(0, ordering: .sequentiallyConsistent)
         gate.closed.wake()
         gate.lock.unlock()

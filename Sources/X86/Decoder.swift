@@ -46,9 +46,9 @@ public struct Decoder {
     }
 
     /// `ZYDIS_STATUS_NO_MORE_DATA`.
-    private static var noMoreData: UInt32 { 0x8010_0000 }
+    private static var noMoreData: UInt32 { 0x8020_0000 }
     /// `ZYDIS_STATUS_INSTRUCTION_TOO_LONG`.
-    private static var instructionTooLong: UInt32 { 0x8010_0003 }
+    private static var instructionTooLong: UInt32 { 0x8020_0002 }
 
     private func decode(
         _ bytes: UnsafeRawPointer, byteCount: Int, size: CodeSize, into result: inout DecodedInstruction

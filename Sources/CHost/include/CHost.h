@@ -4,6 +4,7 @@
 // signal contexts. No logic lives here.
 
 #include "CHostKVM.h"
+#include "CHostMemory.h"
 #include "CHostProcessor.h"
 #include "CHostSignal.h"
 #include "CHostSystem.h"

@@ -1,4 +1,6 @@
 import Glibc
+import Host
+import Synchronization
 
 /// The host's clocks, and a thread for what has to happen later, started when it is first needed.
 public final class HostClock: DeviceClock {
@@ -8,107 +10,77 @@ public final class HostClock: DeviceClock {
 
     deinit { wakeups.stop() }
 
-    public var realTimeNanoseconds: Int64 { Self.nanoseconds(of: CLOCK_REALTIME) }
-
-    public var monotonicNanoseconds: UInt64 { UInt64(Self.nanoseconds(of: CLOCK_MONOTONIC)) }
-
-    public func wake(afterNanoseconds nanoseconds: Int64, _ body: @escaping @Sendable () -> Void) {
-        wakeups.add(at: Self.nanoseconds(of: CLOCK_MONOTONIC) + max(0, nanoseconds), body)
+    public var realTimeNanoseconds: Int64 {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
     }
 
-    fileprivate static func nanoseconds(of clock: clockid_t) -> Int64 {
-        var time = timespec()
-        clock_gettime(clock, &time)
-        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
+    public var monotonicNanoseconds: UInt64 { MonotonicClock.nanoseconds() }
+
+    public func wake(afterNanoseconds nanoseconds: Int64, _ body: @escaping @Sendable () -> Void) {
+        wakeups.add(at: MonotonicClock.nanoseconds() + UInt64(max(0, nanoseconds)), body)
     }
 }
 
 /// What ``HostClock`` has been asked to do later, shared with its thread.
 ///
-/// > Concurrency: everything below `mutex` is guarded by it. The thread keeps the queue alive, not the clock.
-private final class WakeupQueue: @unchecked Sendable {
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-    private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-    /// Unsorted: there are never more than a few.
-    private var entries: [(deadline: Int64, body: @Sendable () -> Void)] = []
-    private var isRunning = false
-    private var isStopped = false
-
-    init() {
-        pthread_mutex_init(mutex, nil)
-        var attributes = pthread_condattr_t()
-        pthread_condattr_init(&attributes)
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
-        pthread_cond_init(changed, &attributes)
-        pthread_condattr_destroy(&attributes)
+/// The thread keeps the queue alive, not the clock.
+private final class WakeupQueue: Sendable {
+    private struct State {
+        /// Unsorted: there are never more than a few.
+        var entries: [(deadline: UInt64, body: @Sendable () -> Void)] = []
+        var isRunning = false
+        var isStopped = false
     }
 
-    deinit {
-        pthread_cond_destroy(changed)
-        pthread_mutex_destroy(mutex)
-        changed.deallocate()
-        mutex.deallocate()
-    }
+    private let state = Mutex(State())
+    /// Counts changes of `state`; the thread sleeps on it.
+    private let changes = FutexWord()
 
-    func add(at deadline: Int64, _ body: @escaping @Sendable () -> Void) {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        entries.append((deadline, body))
-        if isRunning { pthread_cond_signal(changed) } else { start() }
+    func add(at deadline: UInt64, _ body: @escaping @Sendable () -> Void) {
+        state.withLock { state in
+            state.entries.append((deadline, body))
+            guard !state.isRunning else { return }
+            // Without a thread timers never fire: the guest loses alarms, nothing else.
+            state.isRunning = (try? HostThread(name: "device timers") { self.work() }) != nil
+        }
+        signalChange()
     }
 
     func stop() {
-        pthread_mutex_lock(mutex)
-        isStopped = true
-        entries = []
-        pthread_cond_signal(changed)
-        pthread_mutex_unlock(mutex)
+        state.withLock {
+            $0.isStopped = true
+            $0.entries = []
+        }
+        signalChange()
     }
 
-    private func start() {
-        var thread = pthread_t()
-        let context = Unmanaged.passRetained(self)
-        // Signals belong to the threads that expect them.
-        var all = sigset_t()
-        var previous = sigset_t()
-        sigfillset(&all)
-        pthread_sigmask(SIG_SETMASK, &all, &previous)
-        let error = pthread_create(
-            &thread, nil,
-            { context in
-                // SAFETY: `start` passed a retained queue.
-                Unmanaged<WakeupQueue>.fromOpaque(context!).takeRetainedValue().work()
-                return nil
-            }, context.toOpaque())
-        pthread_sigmask(SIG_SETMASK, &previous, nil)
-        guard error == 0 else {
-            // Without a thread timers never fire: the guest loses alarms, nothing else.
-            context.release()
-            return
-        }
-        pthread_detach(thread)
-        isRunning = true
+    private func signalChange() {
+        // ORDERING: release pairs with the acquire in `work`; the state itself is behind its lock.
+        changes.atomic.pointee.wrappingAdd(1, ordering: .releasing)
+        changes.wake()
     }
 
     private func work() {
-        pthread_mutex_lock(mutex)
-        while !isStopped {
-            guard let next = entries.indices.min(by: { entries[$0].deadline < entries[$1].deadline }) else {
-                pthread_cond_wait(changed, mutex)
-                continue
-            }
-            let deadline = entries[next].deadline
-            if deadline > HostClock.nanoseconds(of: CLOCK_MONOTONIC) {
-                var time = timespec(
-                    tv_sec: Int(deadline / 1_000_000_000), tv_nsec: Int(deadline % 1_000_000_000))
-                pthread_cond_timedwait(changed, mutex, &time)
-                continue
-            }
-            let body = entries.remove(at: next).body
-            pthread_mutex_unlock(mutex)
-            body()
-            pthread_mutex_lock(mutex)
+        while true {
+            // ORDERING: acquire pairs with the release in `signalChange`. Read before the state, so that a change after
+            // the look at the state ends the sleep at once.
+            let seen = changes.atomic.pointee.load(ordering: .acquiring)
+            let (isStopped, deadline, body) = next()
+            if isStopped { return }
+            if let body { body() } else { changes.wait(while: seen, deadlineNanoseconds: deadline) }
         }
-        pthread_mutex_unlock(mutex)
+    }
+
+    /// Whether to end, else what is due, else when something will be.
+    private func next() -> (isStopped: Bool, deadline: UInt64?, body: (@Sendable () -> Void)?) {
+        state.withLock { state in
+            guard let first = state.entries.indices.min(by: { state.entries[$0].deadline < state.entries[$1].deadline })
+            else { return (state.isStopped, nil, nil) }
+            let deadline = state.entries[first].deadline
+            guard deadline <= MonotonicClock.nanoseconds() else { return (state.isStopped, deadline, nil) }
+            return (state.isStopped, nil, state.entries.remove(at: first).body)
+        }
     }
 }

@@ -1,0 +1,114 @@
+import Addressing
+import Devices
+import Host
+import KVMInterface
+import SystemPackage
+
+/// A machine from power-on to the event that ends it: memory, devices, processors and the guest loaded into them.
+///
+/// A reset takes the whole board down; the next run gets a new one.
+///
+/// > Concurrency: belongs to the main thread.
+final class Board {
+    let loadedGuest: LoadedGuest
+    let serial: Serial16550
+
+    private let events: BoardEvents
+    private let machine: VirtualMachine
+    private let memory: BoardMemory
+    private let processors: [ProcessorThread]
+
+    /// How long vCPU threads may take to end.
+    private static var stopNanoseconds: UInt64 { 5_000_000_000 }
+
+    /// Assembles the board and loads the guest; nothing runs yet.
+    init(_ configuration: MachineConfiguration, _ system: KVMSystem, _ console: Console) throws(MachineError) {
+        let events = BoardEvents { console.stop() }
+        let memory = try BoardMemory(configuration.memory)
+        let guest = try Self.load(configuration, into: memory.ram)
+        do {
+            let machine = try Self.createMachine(system)
+            try memory.attach(to: machine)
+            let devices = BoardDevices(ramRanges: memory.ram.regions.map(\.range), events: events, console: console) {
+                line in
+                { isAsserted in
+                    do {
+                        try machine.irqLine(gsi: UInt32(line), level: isAsserted)
+                    } catch {
+                        events.report(.hostFailure("interrupt line \(line) cannot be set: \(error)"))
+                    }
+                }
+            }
+            let topology = ProcessorTopology(count: configuration.processors.maximum)
+            let leaves = try system.supportedCPUID()
+            var processors: [ProcessorThread] = []
+            for id in 0..<UInt32(configuration.processors.boot) {
+                let vcpu = try machine.createVCPU(id: id)
+                try vcpu.setCPUID(topology.leaves(leaves, for: id))
+                if id == 0 { try vcpu.enter(guest.state) }
+                processors.append(ProcessorThread(vcpu, bus: devices.bus, events: events))
+            }
+            self.machine = machine
+            self.processors = processors
+            serial = devices.serial
+        } catch {
+            throw .host("the machine cannot be assembled: \(error)")
+        }
+        self.events = events
+        self.memory = memory
+        loadedGuest = guest
+    }
+
+    /// What ended the run, if something has.
+    var event: BoardEvents.Event? { events.event }
+
+    /// Starts all processors.
+    func start() throws(MachineError) {
+        for processor in processors {
+            do {
+                try processor.start()
+            } catch {
+                _ = stop()
+                throw .host("the host has no thread for vCPU \(processor.vcpu.id): \(error)")
+            }
+        }
+    }
+
+    /// Ends all processors and takes the machine's memory back.
+    ///
+    /// - Returns: false if a thread did not end in time. The board must then be kept until the process ends.
+    func stop() -> Bool {
+        events.stop()
+        for processor in processors { processor.kick() }
+        let deadline = MonotonicClock.nanoseconds() + Self.stopNanoseconds
+        for processor in processors {
+            guard processor.waitForEnd(deadlineNanoseconds: deadline) else { return false }
+        }
+        memory.detach(from: machine)
+        return true
+    }
+
+    private static func createMachine(_ system: KVMSystem) throws(Errno) -> VirtualMachine {
+        let machine = try system.createVM()
+        try machine.setTSSAddress(BoardLayout.taskState.value)
+        try machine.setIdentityMapAddress(BoardLayout.identityMap.value)
+        try machine.createIRQChip()
+        try machine.createPIT2()
+        return machine
+    }
+
+    private static func load(
+        _ configuration: MachineConfiguration, into ram: GuestRAM
+    ) throws(MachineError) -> LoadedGuest {
+        let processors = configuration.processors
+        let loader = GuestLoader(
+            kernel: .file(configuration.kernel), initramfs: configuration.initramfs.map { .file($0) },
+            commandLine: configuration.commandLine, unpack: configuration.unpack,
+            processors: (0..<processors.maximum).map { .init(id: UInt32($0), isEnabled: $0 < processors.boot) })
+        do {
+            return try loader.load(into: ram)
+        } catch {
+            throw .badInput("\(error)")
+        }
+    }
+}

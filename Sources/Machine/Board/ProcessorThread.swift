@@ -1,0 +1,105 @@
+import CHost
+import Devices
+import Host
+import KVMInterface
+import Synchronization
+import SystemPackage
+
+/// A vCPU and the thread that runs it: guest code until an exit, the exit, and so on.
+final class ProcessorThread: Sendable {
+    let vcpu: VCPU
+    private let bus: DeviceBus
+    private let events: BoardEvents
+    /// 1 while the thread runs; it is slept on by whoever waits for the end.
+    private let isRunning = FutexWord()
+
+    init(_ vcpu: VCPU, bus: DeviceBus, events: BoardEvents) {
+        self.vcpu = vcpu
+        self.bus = bus
+        self.events = events
+    }
+
+    /// - Throws: `Errno.resourceTemporarilyUnavailable` if the host has no thread left.
+    func start() throws(Errno) {
+        isRunning.atomic.pointee.store(1, ordering: .relaxed)
+        do {
+            _ = try HostThread(name: "vCPU \(vcpu.id)", stackSize: 4 << 20) { self.work() }
+        } catch {
+            isRunning.atomic.pointee.store(0, ordering: .relaxed)
+            throw error
+        }
+    }
+
+    /// Makes the vCPU leave guest code; the thread ends if the board is stopping.
+    func kick() { vcpu.requestExit() }
+
+    /// Waits until the thread has ended.
+    ///
+    /// - Returns: false if it had not at the deadline.
+    func waitForEnd(deadlineNanoseconds: UInt64) -> Bool {
+        // ORDERING: acquire pairs with the release at the end of `work`: what the thread did is seen.
+        while isRunning.atomic.pointee.load(ordering: .acquiring) != 0 {
+            if isRunning.wait(while: 1, deadlineNanoseconds: deadlineNanoseconds) == .timedOut { return false }
+        }
+        return true
+    }
+
+    private func work() {
+        ProcessSignals.unblockCrashSignals()
+        while !events.isStopping {
+            do {
+                handle(try vcpu.run())
+            } catch {
+                events.report(
+                    .hostFailure(
+                        error == .badAddress
+                            ? "the host took guest memory away while vCPU \(vcpu.id) used it"
+                            : "vCPU \(vcpu.id) cannot run: \(error)"))
+            }
+        }
+        // ORDERING: release pairs with the acquire in `waitForEnd`.
+        isRunning.atomic.pointee.store(0, ordering: .releasing)
+        isRunning.wake()
+    }
+
+    private func handle(_ exit: VCPUExit) {
+        switch exit {
+        case .io(let access):
+            bus.transfer(
+                port: access.port, isWrite: access.isWrite, byteCount: access.byteCount, count: access.count,
+                data: access.data)
+        case .mmio(let access):
+            bus.transfer(address: access.address, isWrite: access.isWrite, data: access.data)
+        case .interrupted:
+            // Whoever asked for this has set the stop flag before; the loop looks at it next.
+            vcpu.immediateExit = false
+        case .irqWindowOpen:
+            break
+        case .shutdown:
+            events.report(.tripleFault(registers: RegisterDump.text(of: vcpu)))
+        case .systemEvent(let type, _):
+            handleSystemEvent(type)
+        case .hlt:
+            fail("HLT left the core, which has the local APIC to wait with")
+        case .internalError(let suberror, let data):
+            let details = data.map { "0x" + String($0, radix: 16) }.joined(separator: " ")
+            fail("the core cannot go on (KVM_EXIT_INTERNAL_ERROR, suberror \(suberror)) \(details)")
+        case .failEntry(let reason, _):
+            fail("the core refuses to enter the guest (KVM_EXIT_FAIL_ENTRY, reason 0x\(String(reason, radix: 16)))")
+        case .unknown(let reason):
+            fail("the core left the guest for an unknown reason (\(reason))")
+        }
+    }
+
+    private func handleSystemEvent(_ type: UInt32) {
+        switch Int32(type) {
+        case KVM_SYSTEM_EVENT_SHUTDOWN: events.report(.powerOff)
+        case KVM_SYSTEM_EVENT_RESET: events.report(.reset)
+        default: fail("the core reports system event \(type)")
+        }
+    }
+
+    private func fail(_ message: String) {
+        events.report(.internalError(message, registers: RegisterDump.text(of: vcpu)))
+    }
+}

@@ -1,0 +1,34 @@
+import KVMInterface
+
+/// What `KVM_CHECK_EXTENSION` answers: only what works here.
+enum Extensions {
+    static func answer(_ argument: UInt) -> Int {
+        guard let number = UInt32(exactly: argument) else { return 0 }
+        switch KVMCapability(rawValue: number) {
+        case .irqChip, .hlt, .userMemory, .setTSSAddress, .extendedCPUID, .clockSource, .pit, .noIODelay, .mpState,
+            .syncMMU, .destroyMemoryRegionWorks, .userNMI, .reinjectControl, .irqInjectStatus, .joinMemoryRegionsWorks,
+            .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .adjustClock, .internalErrorData, .vcpuEvents,
+            .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
+            .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
+            .getMSRFeatures, .exceptionPayload, .specialRegisters2:
+            return 1
+        case .irqRouting: return Limits.gsiCount
+        case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount
+        case .maximumVCPUID: return Limits.vcpuID
+        case .memorySlotCount: return Limits.userMemorySlotCount
+        case .x2APICAPI: return Int(X2APICAPIFlags.all.rawValue)
+        case .xsave2: return Limits.xsaveByteCount
+        case .guestPhysicalAddressBits: return 48
+        default: return 0
+        }
+    }
+}
+
+/// The argument of `KVM_CAP_X2APIC_API`.
+struct X2APICAPIFlags: OptionSet {
+    let rawValue: UInt64
+
+    static let use32BitIDs = Self(rawValue: 1 << 0)
+    static let disableBroadcastQuirk = Self(rawValue: 1 << 1)
+    static let all: Self = [.use32BitIDs, .disableBroadcastQuirk]
+}

@@ -1,0 +1,66 @@
+import CHost
+import Interrupts
+import KVMInterface
+import SystemPackage
+
+// Interrupt lines, messages and the routes between them.
+
+extension UserspaceVM {
+    /// - Throws: `ENXIO` without interrupt controllers.
+    func setIRQLine(at argument: UInt, answersStatus: Bool) throws(Errno) {
+        var request = kvm_irq_level()
+        try ClientMemory.copyIn(&request, from: argument)
+        guard let router else { throw .noSuchAddressOrDevice }
+        let status = router.setLine(request.irq, level: request.level != 0)
+        guard answersStatus else { return }
+        request.status = Int32(clamping: status)
+        try ClientMemory.copyOut(request, to: argument)
+    }
+
+    /// - Throws: `EINVAL` for flags, unknown kinds of routes, pins or GSIs that do not exist.
+    func setGSIRouting(at argument: UInt) throws(Errno) {
+        var count: UInt32 = 0
+        var flags: UInt32 = 0
+        try ClientMemory.copyIn(&count, from: argument)
+        try ClientMemory.copyIn(&flags, from: argument &+ 4)
+        guard let router, flags == 0, count <= Limits.gsiCount else { throw .invalidArgument }
+        let entries = try ClientMemory.copyIn(count: Int(count), of: IRQRoutingEntry(), from: argument &+ 8)
+        var routes: [InterruptRoute] = []
+        for entry in entries { routes.append(try Self.decode(entry)) }
+        try router.setRoutes(routes)
+    }
+
+    private static func decode(_ entry: IRQRoutingEntry) throws(Errno) -> InterruptRoute {
+        guard entry.flags == 0 else { throw .invalidArgument }
+        switch Int32(bitPattern: entry.type) {
+        case KVM_IRQ_ROUTING_IRQCHIP:
+            guard let pin = Int(exactly: entry.u.irqchip.pin), let chip = IRQChip(rawValue: entry.u.irqchip.irqchip)
+            else { throw .invalidArgument }
+            switch chip {
+            case .picMaster, .picSlave:
+                guard pin < 8 else { throw .invalidArgument }
+                return InterruptRoute(gsi: entry.gsi, target: .pic(pin: chip == .picSlave ? pin + 8 : pin))
+            case .ioapic:
+                return InterruptRoute(gsi: entry.gsi, target: .ioapic(pin: pin))
+            }
+        case KVM_IRQ_ROUTING_MSI:
+            let message = entry.u.msi
+            let address = UInt64(message.address_hi) << 32 | UInt64(message.address_lo)
+            return InterruptRoute(
+                gsi: entry.gsi, target: .message(MessageSignalledInterrupt(address: address, data: message.data)))
+        default:
+            throw .invalidArgument
+        }
+    }
+
+    /// - Returns: how many vCPUs took it; -1 turns into 0 as nobody being there is no error of the client.
+    /// - Throws: `EINVAL` without interrupt controllers or for flags.
+    func signalMSI(at argument: UInt) throws(Errno) -> Int32 {
+        var request = kvm_msi()
+        try ClientMemory.copyIn(&request, from: argument)
+        guard let router, request.flags == 0 else { throw .invalidArgument }
+        let address = UInt64(request.address_hi) << 32 | UInt64(request.address_lo)
+        let status = router.deliver(MessageSignalledInterrupt(address: address, data: request.data))
+        return Int32(clamping: max(status, 0))
+    }
+}

@@ -1,0 +1,228 @@
+import CHost
+import KVMInterface
+import SystemPackage
+import Translator
+import X86
+
+// Requests to a virtual CPU: which there are, and those that carry registers.
+
+extension UserspaceVCPU {
+    /// > Concurrency: takes the vCPU's lock, which a `KVM_RUN` of another thread may hold for long.
+    func handle(_ request: KVMRequest, _ argument: UInt) throws(Errno) -> Int32 {
+        if request == .nmi {
+            // Not the owner's business: it must reach a vCPU that runs.
+            postNMI()
+            return 0
+        }
+        lock.lock()
+        defer { lock.unlock() }
+        if request == .run {
+            guard argument == 0 else { throw .invalidArgument }
+            return try run()
+        }
+        return try handleState(request, argument)
+    }
+
+    private func handleState(_ request: KVMRequest, _ argument: UInt) throws(Errno) -> Int32 {
+        switch request {
+        case .getRegisters: try ClientMemory.copyOut(generalRegisters, to: argument)
+        case .setRegisters: try setGeneralRegisters(at: argument)
+        case .getSpecialRegisters: try ClientMemory.copyOut(specialRegisters, to: argument)
+        case .setSpecialRegisters: try setSpecialRegisters(at: argument)
+        case .getSpecialRegisters2: try ClientMemory.copyOut(SpecialRegisters2(specialRegisters), to: argument)
+        case .setSpecialRegisters2: try setSpecialRegisters2(at: argument)
+        case .getDebugRegisters: try ClientMemory.copyOut(debugRegisters, to: argument)
+        case .setDebugRegisters: try setDebugRegisters(at: argument)
+        case .getFloatingPoint: try ClientMemory.copyOut(floatingPoint, to: argument)
+        case .setFloatingPoint: try setFloatingPoint(at: argument)
+        case .getXSave, .getXSave2: try getXSave(at: argument)
+        case .setXSave: try setXSave(at: argument)
+        case .getXCRs: try getXCRs(at: argument)
+        case .setXCRs: try setXCRs(at: argument)
+        case .getCPUID2: try getCPUID(at: argument)
+        case .setCPUID2: try setCPUID(at: argument)
+        case .getMSRs: return try MSRRequest.answer(at: argument) { readClientMSR($0) }
+        case .setMSRs: return try MSRRequest.take(at: argument) { writeClientMSR($0, $1) }
+        case .getLocalAPIC: try getLocalAPIC(at: argument)
+        case .setLocalAPIC: try setLocalAPIC(at: argument)
+        case .getMPState: try ClientMemory.copyOut(activity.rawValue, to: argument)
+        case .setMPState: try setMPState(at: argument)
+        case .getEvents: try ClientMemory.copyOut(events, to: argument)
+        case .setEvents: try setEvents(at: argument)
+        case .interrupt: try injectInterrupt(at: argument)
+        case .setSignalMask: try setSignalMask(at: argument)
+        case .getTSCFrequency: return Int32(clamping: vm.tscKilohertz)
+        case .setTSCFrequency: try setTSCFrequency(kilohertz: argument)
+        case .kvmClockControl: try markPaused()
+        default: throw .invalidArgument
+        }
+        return 0
+    }
+
+    private func setGeneralRegisters(at argument: UInt) throws(Errno) {
+        var registers = GeneralRegisters()
+        try ClientMemory.copyIn(&registers, from: argument)
+        generalRegisters = registers
+    }
+
+    private func setSpecialRegisters(at argument: UInt) throws(Errno) {
+        var registers = SpecialRegisters()
+        try ClientMemory.copyIn(&registers, from: argument)
+        try setSpecialRegisters(registers)
+        setInterruptBitmap(of: registers)
+    }
+
+    private func setSpecialRegisters2(at argument: UInt) throws(Errno) {
+        var registers = SpecialRegisters2()
+        try ClientMemory.copyIn(&registers, from: argument)
+        guard registers.flags & ~UInt64(KVM_SREGS2_FLAGS_PDPTRS_VALID) == 0 else { throw .invalidArgument }
+        try setSpecialRegisters(SpecialRegisters(registers))
+    }
+
+    private func setDebugRegisters(at argument: UInt) throws(Errno) {
+        var registers = DebugRegisters()
+        try ClientMemory.copyIn(&registers, from: argument)
+        try setDebugRegisters(registers)
+    }
+
+    private func setFloatingPoint(at argument: UInt) throws(Errno) {
+        var state = FloatingPointState()
+        try ClientMemory.copyIn(&state, from: argument)
+        setFloatingPoint(state)
+    }
+
+    private func getXSave(at argument: UInt) throws(Errno) {
+        let image = UnsafeMutableRawBufferPointer.allocate(byteCount: Limits.xsaveByteCount, alignment: 64)
+        defer { image.deallocate() }
+        saveVectors(to: image)
+        try ClientMemory.copyOut(UnsafeRawBufferPointer(image), to: argument)
+    }
+
+    private func setXSave(at argument: UInt) throws(Errno) {
+        let image = UnsafeMutableRawBufferPointer.allocate(byteCount: Limits.xsaveByteCount, alignment: 64)
+        defer { image.deallocate() }
+        try ClientMemory.copyIn(image, from: argument)
+        try loadVectors(from: UnsafeRawBufferPointer(image))
+    }
+
+    private func getXCRs(at argument: UInt) throws(Errno) {
+        var registers = ExtendedControlRegisters()
+        registers.nr_xcrs = 1
+        registers.xcrs.0.xcr = 0
+        registers.xcrs.0.value = processor.system.xcr0
+        try ClientMemory.copyOut(registers, to: argument)
+    }
+
+    /// - Throws: `EINVAL` for flags, too many registers, or components that do not exist.
+    private func setXCRs(at argument: UInt) throws(Errno) {
+        var registers = ExtendedControlRegisters()
+        try ClientMemory.copyIn(&registers, from: argument)
+        guard registers.flags == 0, registers.nr_xcrs <= UInt32(KVM_MAX_XCRS) else { throw .invalidArgument }
+        let first = withUnsafeBytes(of: registers.xcrs) { bytes in
+            bytes.bindMemory(to: kvm_xcr.self).prefix(Int(registers.nr_xcrs)).first { $0.xcr == 0 }
+        }
+        guard let first else { return }
+        guard ExtendedState.isValid(first.value) else { throw .invalidArgument }
+        processor.system.xcr0 = first.value
+        processor.modeDidChange()
+    }
+
+    private func setEvents(at argument: UInt) throws(Errno) {
+        var events = VCPUEvents()
+        try ClientMemory.copyIn(&events, from: argument)
+        try setEvents(events)
+    }
+
+    private func setMPState(at argument: UInt) throws(Errno) {
+        var state: UInt32 = 0
+        try ClientMemory.copyIn(&state, from: argument)
+        guard let state = MPState(rawValue: state) else { throw .invalidArgument }
+        try setActivity(state)
+    }
+
+    /// - Throws: `EINVAL` for a vector above 255, `ENXIO` if the machine has local APICs.
+    private func injectInterrupt(at argument: UInt) throws(Errno) {
+        var request = kvm_interrupt()
+        try ClientMemory.copyIn(&request, from: argument)
+        guard let vector = UInt8(exactly: request.irq) else { throw .invalidArgument }
+        guard apic == nil else { throw .noSuchAddressOrDevice }
+        processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: vector)
+    }
+
+    /// - Throws: `EINVAL` unless the mask has 8 bytes.
+    private func setSignalMask(at argument: UInt) throws(Errno) {
+        guard argument != 0 else {
+            signalMask = nil
+            return
+        }
+        var byteCount: UInt32 = 0
+        var mask: UInt64 = 0
+        try ClientMemory.copyIn(&byteCount, from: argument)
+        guard byteCount == 8 else { throw .invalidArgument }
+        try ClientMemory.copyIn(&mask, from: argument &+ 4)
+        // SIGKILL and SIGSTOP cannot be blocked.
+        signalMask = mask & ~(1 << 8 | 1 << 18)
+    }
+
+    /// The guest's counter runs at the host's rate: other frequencies are refused.
+    /// - Throws: `EINVAL` if `kilohertz` is farther than 250 parts per million from the host's.
+    private func setTSCFrequency(kilohertz: UInt) throws(Errno) {
+        guard kilohertz != 0 else { return }
+        let own = vm.tscKilohertz
+        let tolerance = own / 4000
+        guard UInt64(kilohertz) >= own - tolerance, UInt64(kilohertz) <= own + tolerance else { throw .invalidArgument }
+    }
+
+    /// - Throws: `EINVAL` if the guest has not asked for the clock.
+    private func markPaused() throws(Errno) {
+        guard paravirtualClock.isEnabled else { throw .invalidArgument }
+        paravirtualClock.wasPaused = true
+        signal(.clockChanged)
+    }
+}
+
+extension SpecialRegisters2 {
+    init(_ registers: SpecialRegisters) {
+        self.init()
+        cs = registers.cs
+        ds = registers.ds
+        es = registers.es
+        fs = registers.fs
+        gs = registers.gs
+        ss = registers.ss
+        tr = registers.tr
+        ldt = registers.ldt
+        gdt = registers.gdt
+        idt = registers.idt
+        cr0 = registers.cr0
+        cr2 = registers.cr2
+        cr3 = registers.cr3
+        cr4 = registers.cr4
+        cr8 = registers.cr8
+        efer = registers.efer
+        apic_base = registers.apic_base
+    }
+}
+
+extension SpecialRegisters {
+    init(_ registers: SpecialRegisters2) {
+        self.init()
+        cs = registers.cs
+        ds = registers.ds
+        es = registers.es
+        fs = registers.fs
+        gs = registers.gs
+        ss = registers.ss
+        tr = registers.tr
+        ldt = registers.ldt
+        gdt = registers.gdt
+        idt = registers.idt
+        cr0 = registers.cr0
+        cr2 = registers.cr2
+        cr3 = registers.cr3
+        cr4 = registers.cr4
+        cr8 = registers.cr8
+        efer = registers.efer
+        apic_base = registers.apic_base
+    }
+}

@@ -1,0 +1,69 @@
+import Host
+import KVMInterface
+import SystemPackage
+
+/// KVM in user space: the whole interface without hardware or kernel support.
+///
+/// > Concurrency: as `KVMBackend`.
+public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
+    // SAFETY: `@unchecked Sendable`: `mappings` is guarded by `mappingLock`; the rest does not change.
+
+    let host = HostProcessor()
+    let descriptors = DescriptorTable()
+    let supportedCPUID: [CPUIDEntry]
+
+    private let mappingLock = FutexLock()
+    /// What keeps mapped run areas alive, by their address.
+    private var mappings: [UInt: [UserspaceVCPU]] = [:]
+
+    public init() {
+        supportedCPUID = SupportedCPUID(host: host, tscKilohertz: TSCFrequency.kilohertz).entries
+    }
+
+    /// - Throws: `ENODEV` if this machine's processor lacks AVX2 or BMI2.
+    public func openSystem() throws(Errno) -> KVMDescriptor {
+        guard host.canTranslate else { throw .operationNotSupportedByDevice }
+        return try descriptors.add(.system)
+    }
+
+    public func ioctl(_ descriptor: KVMDescriptor, _ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
+        let object = try descriptors.object(descriptor)
+        guard let known = KVMRequest(rawValue: request) else {
+            // KVM's own answers: a machine does not know the request, the others call it invalid.
+            if case .machine = object { throw .inappropriateIOCTLForDevice }
+            throw .invalidArgument
+        }
+        switch object {
+        case .system: return try handleSystem(known, argument)
+        case .machine(let vm): return try handleMachine(vm, known, argument)
+        case .vcpu(let vcpu, let vm):
+            return try withExtendedLifetime(vm) { () throws(Errno) in
+                try vcpu.handle(known, argument)
+            }
+        }
+    }
+
+    public func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        guard case .vcpu(let vcpu, _) = try descriptors.object(vcpu) else { throw .operationNotSupportedByDevice }
+        let area = vcpu.runArea.bytes
+        mappingLock.withLock { mappings[UInt(bitPattern: area.baseAddress), default: []].append(vcpu) }
+        return area
+    }
+
+    public func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) {
+        let address = UInt(bitPattern: area.baseAddress)
+        let released = mappingLock.withLock { () -> UserspaceVCPU? in
+            let last = mappings[address]?.popLast()
+            if mappings[address]?.isEmpty ?? false { mappings[address] = nil }
+            return last
+        }
+        withExtendedLifetime(released) {}
+    }
+
+    public func kick(_ vcpu: KVMDescriptor) {
+        guard case .vcpu(let vcpu, let vm) = try? descriptors.object(vcpu) else { return }
+        withExtendedLifetime(vm) { vcpu.requests.kick() }
+    }
+
+    public func close(_ descriptor: KVMDescriptor) { descriptors.remove(descriptor) }
+}

@@ -1,0 +1,134 @@
+import CHost
+import Interrupts
+import KVMInterface
+import SystemPackage
+import Translator
+import X86
+
+// Events and the activity state of a vCPU in the structures of the ABI.
+// > Concurrency: the owner, outside.
+// > Source: Documentation/virt/kvm/api.rst, sections 4.31, 4.32, 4.38 and 4.39.
+
+extension UserspaceVCPU {
+    private static let knownEventFlags = UInt32(
+        KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW
+            | KVM_VCPUEVENT_VALID_PAYLOAD)
+
+    var events: VCPUEvents {
+        let system = processor.system
+        var events = VCPUEvents()
+        events.flags = UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW)
+        if let event = system.pendingEvent { describe(event, in: &events) }
+        events.interrupt.shadow = system.interruptShadow ? UInt8(KVM_X86_SHADOW_INT_STI) : 0
+        events.nmi.pending = hasPendingNMI ? 1 : 0
+        events.nmi.masked = system.nmiBlocked ? 1 : 0
+        events.sipi_vector = UInt32(startupVector)
+        if vm.reportsExceptionPayloads.load(ordering: .relaxed) { events.flags |= UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) }
+        return events
+    }
+
+    private func describe(_ event: PendingEvent, in events: inout VCPUEvents) {
+        switch event.kind {
+        case .exception:
+            events.exception.injected = 1
+            events.exception.nr = event.vector
+            events.exception.has_error_code = event.errorCode == nil ? 0 : 1
+            events.exception.error_code = event.errorCode ?? 0
+            if vm.reportsExceptionPayloads.load(ordering: .relaxed) {
+                events.exception_has_payload = 1
+                events.exception_payload = event.payload
+            }
+        case .nonMaskableInterrupt:
+            events.nmi.injected = 1
+        case .externalInterrupt, .softwareInterrupt, .softwareException:
+            events.interrupt.injected = 1
+            events.interrupt.nr = event.vector
+            events.interrupt.soft = event.kind == .externalInterrupt ? 0 : 1
+        }
+    }
+
+    /// - Throws: `EINVAL`, with nothing changed, for unknown flags, vectors that are no exceptions, or an exception both
+    ///   injected and pending.
+    func setEvents(_ events: VCPUEvents) throws(Errno) {
+        guard events.flags & ~Self.knownEventFlags == 0 else { throw .invalidArgument }
+        let hasPayloads = vm.reportsExceptionPayloads.load(ordering: .relaxed)
+        let usesPayload = events.flags & UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) != 0
+        guard !usesPayload || hasPayloads else { throw .invalidArgument }
+        let hasException = events.exception.injected != 0 || usesPayload && events.exception.pending != 0
+        if hasException, events.exception.nr > 31 || events.exception.nr == 2 { throw .invalidArgument }
+        if usesPayload, events.exception.injected != 0, events.exception.pending != 0 { throw .invalidArgument }
+
+        processor.system.pendingEvent = event(in: events, hasException: hasException, usesPayload: usesPayload)
+        if events.flags & UInt32(KVM_VCPUEVENT_VALID_SHADOW) != 0 {
+            processor.system.interruptShadow = events.interrupt.shadow != 0
+        }
+        processor.system.nmiBlocked = events.nmi.masked != 0
+        if events.flags & UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING) != 0 { setPendingNMI(events.nmi.pending != 0) }
+        if events.flags & UInt32(KVM_VCPUEVENT_VALID_SIPI_VECTOR) != 0, apic != nil {
+            startupVector = UInt8(truncatingIfNeeded: events.sipi_vector)
+        }
+    }
+
+    private func event(in events: VCPUEvents, hasException: Bool, usesPayload: Bool) -> PendingEvent? {
+        if hasException {
+            let isPageFault = events.exception.nr == 14
+            let hasPayload = usesPayload && events.exception_has_payload != 0
+            // Without a payload the client has set CR2 itself.
+            let payload = hasPayload ? events.exception_payload : isPageFault ? processor.system.cr2 : 0
+            return PendingEvent(
+                kind: .exception, vector: events.exception.nr,
+                errorCode: events.exception.has_error_code != 0 ? events.exception.error_code : nil, payload: payload)
+        }
+        if events.nmi.injected != 0 { return PendingEvent(kind: .nonMaskableInterrupt, vector: 2) }
+        guard events.interrupt.injected != 0 else { return nil }
+        let kind: PendingEvent.Kind =
+            events.interrupt.soft == 0
+            ? .externalInterrupt
+            : events.interrupt.nr == 3 || events.interrupt.nr == 4 ? .softwareException : .softwareInterrupt
+        return PendingEvent(kind: kind, vector: events.interrupt.nr)
+    }
+
+    // MARK: NMI
+
+    private var hasPendingNMI: Bool { apic?.hasPendingNMI ?? hasSignal(.nmi) }
+
+    private func setPendingNMI(_ isPending: Bool) {
+        if isPending {
+            postNMI()
+        } else if let apic {
+            _ = apic.takeNMI()
+        } else {
+            _ = takeSignal(.nmi)
+        }
+    }
+
+    /// The corresponding C request is `KVM_NMI`.
+    /// > Concurrency: any thread.
+    func postNMI() {
+        if let apic { apic.postNMI() } else { signal(.nmi) }
+    }
+
+    // MARK: Activity
+
+    /// What the vCPU does, with what INIT and SIPI make of it.
+    var activity: MPState {
+        acceptStartupSignals()
+        return MPState(rawValue: processor.system.activity.rawValue) ?? .runnable
+    }
+
+    /// - Throws: `EINVAL` for any state but running if the client has the local APIC.
+    func setActivity(_ state: MPState) throws(Errno) {
+        guard let apic else {
+            guard state == .runnable else { throw .invalidArgument }
+            processor.system.activity = .running
+            return
+        }
+        switch state {
+        case .sipiReceived:
+            processor.system.activity = .initReceived
+            apic.postStartup(vector: startupVector)
+        default:
+            processor.system.activity = SystemRegisters.Activity(rawValue: state.rawValue) ?? .running
+        }
+    }
+}

@@ -1,0 +1,132 @@
+import CHost
+import Glibc
+import Host
+import Interrupts
+import Translator
+import X86
+
+extension UserspaceVCPU: ProcessorPlatform {
+    // MARK: Devices of the core
+
+    func readMMIO(_ address: UInt64, byteCount: Int) -> UInt64? {
+        guard let apic else { return nil }
+        if let offset = apic.pageOffset(of: address) {
+            return apic.readPage(offset: offset, byteCount: byteCount, now: now)
+        }
+        guard let ioapic = vm.router?.ioapic, let offset = ioapic.offset(of: address) else { return nil }
+        return ioapic.read(offset: offset, byteCount: byteCount)
+    }
+
+    func writeMMIO(_ address: UInt64, byteCount: Int, value: UInt64) -> Bool {
+        guard let apic else { return false }
+        if let offset = apic.pageOffset(of: address) {
+            apic.writePage(offset: offset, byteCount: byteCount, value: value, now: now)
+            noticeInterrupts()
+            return true
+        }
+        guard let ioapic = vm.router?.ioapic, let offset = ioapic.offset(of: address) else { return false }
+        ioapic.write(offset: offset, byteCount: byteCount, value: value)
+        return true
+    }
+
+    func readPort(_ port: UInt16, byteCount: Int) -> UInt32? {
+        guard ownsPort(port) else { return nil }
+        return (0..<byteCount).reduce(0) { value, index in
+            value | UInt32(readPortByte(port &+ UInt16(index))) << UInt32(8 * index)
+        }
+    }
+
+    func writePort(_ port: UInt16, byteCount: Int, value: UInt32) -> Bool {
+        guard ownsPort(port) else { return false }
+        for index in 0..<byteCount {
+            writePortByte(port &+ UInt16(index), UInt8(truncatingIfNeeded: value >> UInt32(8 * index)))
+        }
+        noticeInterrupts()
+        return true
+    }
+
+    private func ownsPort(_ port: UInt16) -> Bool {
+        guard let router = vm.router else { return false }
+        return router.pic != nil && PIC.ownsPort(port) || vm.pit?.ownsPort(port) ?? false
+    }
+
+    private func readPortByte(_ port: UInt16) -> UInt8 {
+        if let pic = vm.router?.pic, PIC.ownsPort(port) { return pic.readPort(port) }
+        guard let timer = vm.pit, timer.ownsPort(port) else { return 0xFF }
+        return timer.pit.readPort(port, now: MonotonicClock.nanoseconds())
+    }
+
+    private func writePortByte(_ port: UInt16, _ value: UInt8) {
+        if let pic = vm.router?.pic, PIC.ownsPort(port) { return pic.writePort(port, value) }
+        guard let timer = vm.pit, timer.ownsPort(port) else { return }
+        timer.pit.writePort(port, value, now: MonotonicClock.nanoseconds())
+    }
+
+    /// Leaves guest code if what this vCPU just did to its interrupt controllers let an interrupt through.
+    func noticeInterrupts() {
+        if let apic, apic.hasPendingInterrupt { processor.raiseAttention() }
+    }
+
+    var taskPriority: UInt8 {
+        get { apic?.taskPriority ?? clientTaskPriority }
+        set {
+            guard let apic else {
+                clientTaskPriority = newValue & 0xF
+                return
+            }
+            apic.taskPriority = newValue
+            noticeInterrupts()
+        }
+    }
+
+    // MARK: Model
+
+    func cpuid(function: UInt32, index: UInt32) -> CPUIDResult { cpuidTable.answer(function: function, index: index) }
+
+    // MARK: Other vCPUs
+
+    func requestOthers(_ requests: ProcessorRequests) {
+        self.requests.requestOthers(requests, among: vm.enumerateRequests)
+    }
+
+    func withOthersPaused(_ body: () -> Void) {
+        requests.withOthersPaused(among: vm.enumerateRequests, body)
+    }
+
+    // MARK: Hypercalls
+
+    /// > Source: Documentation/virt/kvm/x86/hypercalls.rst.
+    func hypercall(_ number: UInt64, _ a0: UInt64, _ a1: UInt64, _ a2: UInt64, _ a3: UInt64) -> UInt64 {
+        guard processor.system.cpl == 0 else { return HypercallError.notPermitted }
+        switch number {
+        case Hypercall.kickCPU:
+            vm.withLocalAPIC(id: UInt32(truncatingIfNeeded: a1)) { $0.postUnhalt() }
+            return 0
+        case Hypercall.sendIPI:
+            guard let bus = vm.router?.bus else { return HypercallError.notSupported }
+            let count = bus.deliver(
+                toBitmapLow: a0, high: a1, base: UInt32(truncatingIfNeeded: a2),
+                command: UInt32(truncatingIfNeeded: a3))
+            return count.map { UInt64($0) } ?? HypercallError.invalidArgument
+        case Hypercall.yield:
+            sched_yield()
+            return 0
+        default:
+            return HypercallError.notImplemented
+        }
+    }
+}
+
+private enum Hypercall {
+    static let kickCPU: UInt64 = 5
+    static let sendIPI: UInt64 = 10
+    static let yield: UInt64 = 11
+}
+
+/// Negative error numbers, as hypercalls return them.
+private enum HypercallError {
+    static let notPermitted = UInt64(bitPattern: -1)
+    static let invalidArgument = UInt64(bitPattern: -22)
+    static let notSupported = UInt64(bitPattern: -95)
+    static let notImplemented = UInt64(bitPattern: -1000)
+}

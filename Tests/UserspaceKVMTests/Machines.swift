@@ -1,0 +1,48 @@
+import KVMInterface
+import SystemPackage
+import UserspaceKVM
+
+/// A small machine for tests: memory at 0, and one vCPU in real mode at 0x1000.
+struct SmallMachine: ~Copyable {
+    static let byteCount = 1 << 20
+    static let codeAddress = 0x1000
+
+    let backend: UserspaceKVM
+    let system: KVMSystem
+    let machine: VirtualMachine
+    let vcpu: VCPU
+    let memory: UnsafeMutableRawBufferPointer
+
+    init(code: [UInt8] = [], hasIRQChip: Bool = false, id: UInt32 = 0) throws {
+        memory = .allocate(byteCount: Self.byteCount, alignment: 4096)
+        memory.initializeMemory(as: UInt8.self, repeating: 0)
+        code.withUnsafeBytes {
+            UnsafeMutableRawBufferPointer(rebasing: memory[Self.codeAddress...]).copyMemory(from: $0)
+        }
+        backend = UserspaceKVM()
+        system = try KVMSystem(backend: backend)
+        machine = try system.createVM()
+        if hasIRQChip { try machine.createIRQChip() }
+        try machine.setUserMemoryRegion(
+            UserMemoryRegion(
+                slot: 0, flags: 0, guest_phys_addr: 0, memory_size: UInt64(Self.byteCount),
+                userspace_addr: UInt64(UInt(bitPattern: memory.baseAddress))))
+        vcpu = try machine.createVCPU(id: id)
+        try vcpu.setCPUID(try system.supportedCPUID())
+        try Self.startInRealMode(vcpu)
+    }
+
+    static func startInRealMode(_ vcpu: VCPU) throws {
+        var special = try vcpu.specialRegisters()
+        special.cs.selector = 0
+        special.cs.base = 0
+        try vcpu.setSpecialRegisters(special)
+        var registers = try vcpu.registers()
+        registers.rip = UInt64(codeAddress)
+        registers.rsp = 0x8000
+        registers.rflags = 2
+        try vcpu.setRegisters(registers)
+    }
+
+    deinit { memory.deallocate() }
+}

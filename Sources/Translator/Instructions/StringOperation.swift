@@ -42,17 +42,18 @@ package struct StringOperation {
     /// How many elements, the first at `linear`, lie wholly in its 4 KiB page and are reached before the index
     /// register, which holds `index`, wraps. 0 if the first one crosses into the next page.
     package func elementsInPage(linear: UInt64, index: UInt64) -> UInt64 {
-        let size = UInt64(elementByteCount)
+        // Element sizes are powers of two, and a division would cost more than the rest.
+        let shift = UInt64(elementByteCount.trailingZeroBitCount)
         let offset = linear & 0xFFF
         let inPage: UInt64
         let beforeWrap: UInt64
         if isBackwards {
-            if offset + size > 0x1000 { return 0 }
-            inPage = offset / size + 1
-            beforeWrap = (index & addressMask) / size
+            if offset + UInt64(elementByteCount) > 0x1000 { return 0 }
+            inPage = (offset >> shift) + 1
+            beforeWrap = (index & addressMask) >> shift
         } else {
-            inPage = (0x1000 - offset) / size
-            beforeWrap = (addressMask - index & addressMask) / size
+            inPage = (0x1000 - offset) >> shift
+            beforeWrap = (addressMask - index & addressMask) >> shift
         }
         return inPage > beforeWrap ? beforeWrap + 1 : inPage
     }

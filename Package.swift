@@ -71,8 +71,9 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
-        .testTarget(name: "TranslatorTests", dependencies: ["Translator"], swiftSettings: execution),
-        .testTarget(name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis"], swiftSettings: execution),
+        .testTarget(
+            name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU"],
+            swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [

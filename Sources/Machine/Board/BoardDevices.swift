@@ -44,7 +44,7 @@ struct BoardDevices: Sendable {
                 // The configuration address that the reset register lies in begins one port before it.
                 ports(BoardLayout.resetPort - 1, ResetRegister.portCount, resetRegister),
                 ports(0x60, 1, keyboard, offset: KeyboardController.dataOffset),
-                ports(0x64, 1, keyboard, offset: KeyboardController.commandOffset),
+                ports(0x64, 1, keyboard, offset: KeyboardController.commandOffset)
             ]),
             memory: DeviceMap([]))
     }

@@ -12,6 +12,7 @@ final class ProcessorThread: Sendable {
     private let events: BoardEvents
     /// 1 while the thread runs; it is slept on by whoever waits for the end.
     private let isRunning = FutexWord()
+    private let thread = Mutex<HostThread?>(nil)
 
     init(_ vcpu: VCPU, bus: DeviceBus, events: BoardEvents) {
         self.vcpu = vcpu
@@ -23,7 +24,8 @@ final class ProcessorThread: Sendable {
     func start() throws(Errno) {
         isRunning.atomic.pointee.store(1, ordering: .relaxed)
         do {
-            _ = try HostThread(name: "vCPU \(vcpu.id)", stackSize: 4 << 20) { self.work() }
+            let started = try HostThread(name: "vCPU \(vcpu.id)", stackSize: 4 << 20) { self.work() }
+            thread.withLock { $0 = started }
         } catch {
             isRunning.atomic.pointee.store(0, ordering: .relaxed)
             throw error
@@ -41,6 +43,8 @@ final class ProcessorThread: Sendable {
         while isRunning.atomic.pointee.load(ordering: .acquiring) != 0 {
             if isRunning.wait(while: 1, deadlineNanoseconds: deadlineNanoseconds) == .timedOut { return false }
         }
+        // Nothing holds it up any more. Afterwards the thread no longer keeps the vCPU.
+        thread.withLock { $0?.join() }
         return true
     }
 

@@ -38,7 +38,7 @@ enum RegisterDump {
             segment("FS", s.fs), segment("GS", s.gs), segment("TR", s.tr), segment("LD", s.ldt),
             table("GDT", s.gdt), table("IDT", s.idt),
             row(("CR0", s.cr0), ("CR2", s.cr2), ("CR3", s.cr3), ("CR4", s.cr4)),
-            row(("EFR", s.efer), ("CR8", s.cr8), ("APC", s.apic_base)),
+            row(("EFR", s.efer), ("CR8", s.cr8), ("APC", s.apic_base))
         ].joined(separator: "\n")
     }
 

@@ -80,7 +80,10 @@ public final class Console: @unchecked Sendable {
         } catch {
             return .failed(error)
         }
-        defer { terminal?.restore() }
+        defer {
+            writeWhatFits()
+            terminal?.restore()
+        }
         while true {
             if let signal = ProcessSignals.terminationRequest { return .signal(signal) }
             // ORDERING: acquire pairs with the release in `stop`.
@@ -110,7 +113,7 @@ public final class Console: @unchecked Sendable {
         var entries = [
             pollfd(fd: wakeCounter.rawValue, events: Int16(POLLIN), revents: 0),
             pollfd(fd: wantsInput ? inputDescriptor.rawValue : -1, events: Int16(POLLIN), revents: 0),
-            pollfd(fd: hasOutput ? outputDescriptor.rawValue : -1, events: Int16(POLLOUT), revents: 0),
+            pollfd(fd: hasOutput ? outputDescriptor.rawValue : -1, events: Int16(POLLOUT), revents: 0)
         ]
         guard poll(&entries, nfds_t(entries.count), -1) >= 0 else {
             return errno == EINTR ? nil : .failed(Errno(rawValue: errno))
@@ -161,10 +164,22 @@ public final class Console: @unchecked Sendable {
         return leaves ? .left : nil
     }
 
+    /// Writes what there is, as far as that is possible without waiting: somebody wants to leave.
+    private func writeWhatFits() {
+        while true {
+            takeOutput()
+            guard writtenCount < outgoing.count else { return }
+            var entry = pollfd(fd: outputDescriptor.rawValue, events: Int16(POLLOUT), revents: 0)
+            guard poll(&entry, 1, 0) == 1, entry.revents == Int16(POLLOUT), writeOutput() == nil else { return }
+        }
+    }
+
     private func writeOutput() -> End? {
         // No more than a pipe takes without blocking once it is ready.
         let count = min(outgoing.count - writtenCount, Int(PIPE_BUF))
-        let written = outgoing[writtenCount...].withUnsafeBytes { write(outputDescriptor.rawValue, $0.baseAddress, count) }
+        let written = outgoing[writtenCount...].withUnsafeBytes {
+            write(outputDescriptor.rawValue, $0.baseAddress, count)
+        }
         if written >= 0 {
             writtenCount += written
             return nil

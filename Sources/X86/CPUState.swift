@@ -45,7 +45,7 @@ public struct CPUState {
     /// Constants that translated code masks flags with.
     @inlinable public static var flagMasksOffset: Int { 0x720 }
     /// 32 bits: an interrupt waits for IF to be set.
-    @inlinable public static var interruptWindowOffset: Int { 0x740 }
+    @inlinable public static var interruptWindowOffset: Int { 0x760 }
     /// Executable addresses of translated code (start, end) and of the routine faults are redirected to.
     @inlinable public static var codeRangeOffset: Int { 0x700 }
     /// The `Processor` object, unretained.

@@ -57,7 +57,7 @@ public enum ControlRegisterRules {
         func allow(_ mask: UInt64, if register: UInt32, bit: UInt32) {
             if register >> bit & 1 != 0 { bits |= mask }
         }
-        allow(CR4.virtual8086Extensions, if: leaf1EDX, bit: 1)
+        allow(CR4.virtual8086Extensions | CR4.protectedVirtualInterrupts, if: leaf1EDX, bit: 1)
         allow(CR4.debuggingExtensions, if: leaf1EDX, bit: 2)
         allow(CR4.pageSizeExtension, if: leaf1EDX, bit: 3)
         allow(CR4.timeStampDisable, if: leaf1EDX, bit: 4)

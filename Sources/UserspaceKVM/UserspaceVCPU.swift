@@ -70,7 +70,10 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
         memoryReader = MemoryReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
-        if vm.router != nil { apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self) }
+        if vm.router != nil {
+            apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self)
+            apic?.tscFrequencyKilohertz = vm.tscKilohertz
+        }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)
         vm.timers.add(timerSlot)
     }

@@ -3,7 +3,7 @@ import SystemPackage
 import UserspaceKVM
 
 /// A small machine for tests: memory at 0, and one vCPU in real mode at 0x1000.
-struct SmallMachine: ~Copyable {
+final class SmallMachine {
     static let byteCount = 1 << 20
     static let codeAddress = 0x1000
 
@@ -14,11 +14,10 @@ struct SmallMachine: ~Copyable {
     let memory: UnsafeMutableRawBufferPointer
 
     init(code: [UInt8] = [], hasIRQChip: Bool = false, id: UInt32 = 0) throws {
-        memory = .allocate(byteCount: Self.byteCount, alignment: 4096)
+        let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.byteCount, alignment: 4096)
         memory.initializeMemory(as: UInt8.self, repeating: 0)
-        code.withUnsafeBytes {
-            UnsafeMutableRawBufferPointer(rebasing: memory[Self.codeAddress...]).copyMemory(from: $0)
-        }
+        for (index, byte) in code.enumerated() { memory[Self.codeAddress + index] = byte }
+        self.memory = memory
         backend = UserspaceKVM()
         system = try KVMSystem(backend: backend)
         machine = try system.createVM()

@@ -286,7 +286,7 @@ import UserspaceKVM
             }
         } meanwhile: {
             defer { vcpu.requestExit() }
-            for _ in 0..<200 {
+            for _ in 0..<30 {
                 try machine.setUserMemoryRegion(region(4096))
                 try machine.setUserMemoryRegion(region(0))
             }

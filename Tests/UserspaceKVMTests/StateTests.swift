@@ -236,7 +236,10 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
             $0.storeBytes(of: 0x40, toByteOffset: 0x80, as: UInt32.self)
         }
         try small.vcpu.setLocalAPIC(page)
-        #expect(bytes(try small.vcpu.localAPIC())[0..<0x300] == bytes(page)[0..<0x300])
+        page = try small.vcpu.localAPIC()
+        #expect(register(0xF0) == 0x1FF && register(0x320) == 0x0001_0020 && register(0x80) == 0x40)
+        // The processor priority follows the task priority.
+        #expect(register(0xA0) == 0x40)
         #expect(try small.vcpu.specialRegisters().cr8 == 4)
     }
 

@@ -14,7 +14,7 @@ static inline int martlet_copy_checked(void *destination, const void *source, si
 {
 	struct iovec local = {destination, count};
 	struct iovec remote = {(void *)source, count};
-	long r = syscall(SYS_process_vm_readv, getpid(), &local, 1UL, &remote, 1UL, 0UL);
+	long r = syscall(SYS_process_vm_readv, getpid(), &local, 1, &remote, 1, 0L);
 	return r < 0 ? errno : (size_t)r == count ? 0 : EFAULT;
 }
 
@@ -23,6 +23,6 @@ static inline int martlet_copy_out_checked(void *destination, const void *source
 {
 	struct iovec local = {(void *)source, count};
 	struct iovec remote = {destination, count};
-	long r = syscall(SYS_process_vm_writev, getpid(), &local, 1UL, &remote, 1UL, 0UL);
+	long r = syscall(SYS_process_vm_writev, getpid(), &local, 1, &remote, 1, 0L);
 	return r < 0 ? errno : (size_t)r == count ? 0 : EFAULT;
 }

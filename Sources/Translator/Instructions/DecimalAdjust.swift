@@ -37,7 +37,7 @@ extension Processor {
 }
 
 /// AX and the arithmetic flags, as decimal instructions change them. Flags that the manual leaves undefined keep their
-/// values.
+/// values, except that AAM clears them.
 ///
 /// > Source: Intel SDM volume 2, the instructions' operation sections.
 package struct DecimalAdjust: Equatable, Sendable {
@@ -96,8 +96,7 @@ package struct DecimalAdjust: Equatable, Sendable {
     /// - Parameter base: not 0.
     package func aam(_ base: UInt8) -> Self {
         let remainder = al % base
-        return Self(
-            ax: UInt16(al / base) << 8 | UInt16(remainder), flags: Self.withResult(flags, remainder))
+        return Self(ax: UInt16(al / base) << 8 | UInt16(remainder), flags: Self.withResult(0, remainder))
     }
 
     package func aad(_ base: UInt8) -> Self {

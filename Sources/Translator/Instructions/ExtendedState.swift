@@ -118,7 +118,7 @@ extension ExtendedState {
     }
 
     /// Sets control word, status word and abridged tags (bit n: physical register n is not empty), and clears the
-    /// pointers.
+    /// pointers. Registers stay where they are relative to the top of the stack.
     package static func setX87Control(_ state: CPUState, control: UInt16, status: UInt16, tags: UInt8) {
         let area = state.fxsaveArea
         let control = controlWord(control)
@@ -131,6 +131,7 @@ extension ExtendedState {
 
     /// What FNINIT leaves; registers keep their contents.
     package static func initializeX87Control(_ state: CPUState) {
+        FloatingStack.setTop(0, state)
         setX87Control(state, control: 0x37F, status: 0, tags: 0)
     }
 

@@ -98,6 +98,7 @@ package struct FloatingEnvironment {
         // Only "empty" (3) is taken from the tags; the other values follow from the contents.
         var abridged: UInt8 = 0
         for register in 0..<UInt16(8) where tags >> (register * 2) & 3 != 3 { abridged |= 1 << UInt8(register) }
+        FloatingStack.setTop(Int(status >> 11 & 7), state)
         ExtendedState.setX87Control(state, control: control, status: status, tags: abridged)
     }
 

@@ -2,8 +2,8 @@ import X86
 
 // MOVS, STOS, LODS, SCAS and CMPS.
 //
-// Runs inside a page of plain memory are done at once. Elements that cross a page, memory-mapped I/O and pages whose
-// writes need help go one by one through the ordinary accesses, and what the client answered is used up after each.
+// Runs inside a page of memory are done at once. Elements that cross a page or lie in a device go one by one through
+// the ordinary accesses, and what the client answered is used up after each.
 
 extension Processor {
     func executeMoveString(_ i: DecodedInstruction) throws(GuestFault) {
@@ -17,10 +17,14 @@ extension Processor {
                 operation.elementsInPage(linear: target, index: state[.rdi]))
             var count: UInt64 = 1
             if run > 0, let from = try hostPointer(source, forWriting: false),
-                let to = try hostPointer(target, forWriting: true)
+                try changeRun(
+                    operation, target, count: run,
+                    {
+                        BulkMemory.move(
+                            from: from, to: $0, count: Int(run), elementByteCount: size,
+                            backwards: operation.isBackwards)
+                    })
             {
-                BulkMemory.move(
-                    from: from, to: to, count: Int(run), elementByteCount: size, backwards: operation.isBackwards)
                 count = run
             } else {
                 // A read from a device must not be lost to a fault of the write.
@@ -42,9 +46,15 @@ extension Processor {
             let target = targetAddress(operation)
             let run = min(limit, operation.elementsInPage(linear: target, index: state[.rdi]))
             var count: UInt64 = 1
-            if run > 0, let to = try hostPointer(target, forWriting: true) {
-                BulkMemory.fill(
-                    to, with: value, count: Int(run), elementByteCount: size, backwards: operation.isBackwards)
+            if run > 0,
+                try changeRun(
+                    operation, target, count: run,
+                    {
+                        BulkMemory.fill(
+                            $0, with: value, count: Int(run), elementByteCount: size,
+                            backwards: operation.isBackwards)
+                    })
+            {
                 count = run
             } else {
                 try writeMemory(target, value, byteCount: size)

@@ -42,17 +42,18 @@ package struct StringOperation {
     /// How many elements, the first at `linear`, lie wholly in its 4 KiB page and are reached before the index
     /// register, which holds `index`, wraps. 0 if the first one crosses into the next page.
     package func elementsInPage(linear: UInt64, index: UInt64) -> UInt64 {
-        let size = UInt64(elementByteCount)
+        // Element sizes are powers of two, and a division would cost more than the rest.
+        let shift = UInt64(elementByteCount.trailingZeroBitCount)
         let offset = linear & 0xFFF
         let inPage: UInt64
         let beforeWrap: UInt64
         if isBackwards {
-            if offset + size > 0x1000 { return 0 }
-            inPage = offset / size + 1
-            beforeWrap = (index & addressMask) / size
+            if offset + UInt64(elementByteCount) > 0x1000 { return 0 }
+            inPage = (offset >> shift) + 1
+            beforeWrap = (index & addressMask) >> shift
         } else {
-            inPage = (0x1000 - offset) / size
-            beforeWrap = (addressMask - index & addressMask) / size
+            inPage = (0x1000 - offset) >> shift
+            beforeWrap = (addressMask - index & addressMask) >> shift
         }
         return inPage > beforeWrap ? beforeWrap + 1 : inPage
     }
@@ -94,6 +95,29 @@ extension Processor {
     func advanceIndex(_ register: GeneralRegister, _ operation: StringOperation, by count: UInt64) {
         writeGeneral(
             register, operation.advanced(state[register], by: count), byteCount: operation.addressByteCount)
+    }
+
+    /// Changes `count` elements of plain memory, the first at `linear`, all in its page, as one store.
+    ///
+    /// - Parameter body: gets the host address of the first element.
+    /// - Returns: false, without a call of `body`, if there is a device or read-only memory.
+    @inline(__always)
+    func changeRun(
+        _ operation: StringOperation, _ linear: UInt64, count: UInt64, _ body: (UnsafeMutableRawPointer) -> Void
+    ) throws(GuestFault) -> Bool {
+        if let host = try hostPointer(linear, forWriting: true) {
+            body(host)
+            return true
+        }
+        guard case .memory(let host, let page, _) = try resolve(normalized(linear), .write, .current) else {
+            return false
+        }
+        // Translated code lies in the page; the cache has to know which bytes change.
+        let byteCount = Int(count) * operation.elementByteCount
+        var offset = Int(linear & 0xFFF)
+        if operation.isBackwards { offset -= byteCount - operation.elementByteCount }
+        if cache.store(to: page, offset: offset, byteCount: byteCount, { body(host) }) { forgetDroppedBlocks() }
+        return true
     }
 
     /// Runs string instruction `i` in chunks, until rCX is used up, a chunk says that it was the last, or something

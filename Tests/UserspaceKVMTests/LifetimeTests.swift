@@ -1,0 +1,56 @@
+import Glibc
+import KVMInterface
+import SystemPackage
+import Testing
+import UserspaceKVM
+
+@Suite(.serialized, .timeLimit(.minutes(2))) struct LifetimeTests {
+    /// The number of the process's mappings.
+    private func mappingCount() -> Int {
+        guard let file = fopen("/proc/self/maps", "r") else { return 0 }
+        defer { fclose(file) }
+        var count = 0
+        while true {
+            let character = fgetc(file)
+            if character == EOF { return count }
+            if character == 10 { count += 1 }
+        }
+    }
+
+    /// Machines, their processors and timer threads go away with their last descriptor.
+    @Test func machinesEnd() throws {
+        func useMachine() throws {
+            let small = try SmallMachine(code: [0xE6, 0x10, 0xF4], hasIRQChip: true)
+            try small.machine.createPIT2()
+            _ = try small.machine.createVCPU(id: 1)
+            guard case .io = try small.vcpu.run() else {
+                Issue.record("no port exit")
+                return
+            }
+        }
+        try useMachine()
+        let before = mappingCount()
+        for _ in 0..<20 { try useMachine() }
+        // Other tests run at the same time, and the allocator keeps arenas; a machine that stayed would leave dozens each.
+        #expect(mappingCount() < before + 400)
+    }
+
+    /// A vCPU keeps its machine, and a mapping its vCPU.
+    @Test func descriptorsCloseInAnyOrder() throws {
+        let backend = UserspaceKVM()
+        let system = try backend.openSystem()
+        let machine = KVMDescriptor(rawValue: try backend.ioctl(system, KVMRequest.createVM.rawValue, 0))
+        let vcpu = KVMDescriptor(rawValue: try backend.ioctl(machine, KVMRequest.createVCPU.rawValue, 0))
+        let area = try backend.mapRunArea(vcpu)
+        backend.close(system)
+        backend.close(machine)
+        var registers = GeneralRegisters()
+        try withUnsafeMutablePointer(to: &registers) { pointer in
+            _ = try backend.ioctl(vcpu, KVMRequest.getRegisters.rawValue, UInt(bitPattern: pointer))
+        }
+        #expect(registers.rip == 0xFFF0)
+        backend.close(vcpu)
+        area[1] = 1
+        backend.unmapRunArea(area)
+    }
+}

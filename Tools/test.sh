@@ -12,7 +12,10 @@ echo "martlet: building the command and its tests" >&2
 # Not built by `swift test`, whose testable imports would compile every target again with other flags than `make build`.
 "$SWIFT" build -c "$CONFIGURATION" --product martlet || exit 1
 "$SWIFT" build -c "$CONFIGURATION" --build-tests || exit 1
-"$PRODUCT" guest build || echo "martlet: no default guest; the tests that boot it will be skipped" >&2
+for flavour in cloud standard; do
+    "$PRODUCT" guest build --flavour "$flavour" ||
+        echo "martlet: no $flavour guest; the tests that boot it will be skipped" >&2
+done
 
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT

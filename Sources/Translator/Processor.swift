@@ -13,7 +13,7 @@ import X86
 public final class Processor {
     public let state: CPUState
     public var system = SystemRegisters()
-    public unowned let platform: any ProcessorPlatform
+    public unowned(unsafe) let platform: any ProcessorPlatform
 
     let memory: GuestMemory
     let walk: GuestWalk
@@ -36,6 +36,8 @@ public final class Processor {
     var clientAccesses: [(request: ClientRequest, value: UInt64)] = []
     var usedClientAccesses = 0
     var pendingClientRequest: ClientRequest?
+    /// The code for the instruction at RIP, if the last exit found it; otherwise 0.
+    var foundCode: UInt64 = 0
     /// The last instruction executed in Swift was INT n or its like.
     var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.

@@ -87,7 +87,7 @@ let package = Package(
             name: "EndToEndTests",
             dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
-        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(

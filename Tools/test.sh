@@ -22,7 +22,8 @@ trap 'rm -f "$log"' EXIT
 # A crashing test must end, not wait in the interactive backtracer.
 export SWIFT_BACKTRACE="${SWIFT_BACKTRACE:-interactive=no,color=no}"
 export MARTLET_COMMAND="${MARTLET_COMMAND:-$PWD/$PRODUCT}"
-"$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest "$@" </dev/null 2>&1 | tee "$log"
+# Line by line, so that a test that takes long, or hangs, can be seen.
+stdbuf -oL "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest "$@" </dev/null 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
 
 Tools/summarize-tests.sh "$log" "$status"

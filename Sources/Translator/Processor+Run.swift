@@ -15,6 +15,7 @@ extension Processor {
     private func dispatch() -> RunResult {
         followCacheResets()
         foundCode = 0
+        mirrorTimeStamp()
         while true {
             if let event = system.pendingEvent {
                 system.pendingEvent = nil
@@ -253,7 +254,8 @@ extension Processor {
                 position += Int(instruction.length)
                 switch classified.kind {
                 case .copy, .nothing, .lea, .push, .pop, .leave, .clearInterrupt, .setInterrupt, .clearDirection,
-                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess:
+                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess, .moveString, .storeString,
+                    .bitString, .timeStamp:
                     break
                 default: return (result, false)
                 }
@@ -336,11 +338,18 @@ extension Processor {
             system.interruptShadow = wasShadowed
             throw error
         }
+        if i.mnemonic == ZYDIS_MNEMONIC_WRMSR { mirrorTimeStamp() }
         executedInterrupt = i.category == ZYDIS_CATEGORY_INTERRUPT
         commitClientAccesses()
         if system.interruptShadow { shadowRIP = state.rip }
         if system.activity == .halted { return .halted }
         return nil
+    }
+
+    /// Puts what RDTSC and RDTSCP need where translated code finds it.
+    private func mirrorTimeStamp() {
+        state.base.storeBytes(of: system.tscOffset, toByteOffset: CPUState.timeStampOffsetOffset, as: UInt64.self)
+        state.base.storeBytes(of: system.tscAux, toByteOffset: CPUState.timeStampAuxiliaryOffset, as: UInt64.self)
     }
 
     /// #NM and #UD for instructions whose unit is switched off.
@@ -376,7 +385,9 @@ extension Processor {
         foundCode = 0
         do throws(GuestFault) {
             let instruction = try decodeCurrent()
-            if instruction.translationClass(in: mode) == .swift {
+            let kind = instruction.translationClass(in: mode)
+            // Under single stepping each iteration of a string instruction is trapped.
+            if kind == .swift || kind == .moveString || kind == .storeString {
                 return try executeInSwift(SwiftInstruction(instruction, offset: 0))
             }
             let code = try findBlock(.step).code

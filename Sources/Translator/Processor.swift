@@ -208,6 +208,7 @@ public final class Processor {
         mode.isVirtual8086 = flags & RFlags.virtual8086 != 0
         mode.isProtected = system.isProtectedMode
         mode.isSystem = system.cpl == 0
+        mode.allowsTimeStamp = system.cpl == 0 || system.cr4 & CR4.timeStampDisable == 0
         if !is64 {
             for segment in SegmentRegister.allCases where state.segmentBase(segment) != 0 {
                 mode.setBase(segment, true)

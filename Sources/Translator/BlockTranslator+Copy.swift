@@ -63,7 +63,8 @@ extension BlockTranslator {
             } else {
                 emitAddress(memoryOperand.memory, addressWidth: i.addressWidth)
                 emitLookup(
-                    byteCount: Int(memoryOperand.size) / 8, memoryOperand.isWritten ? .write : .read)
+                    byteCount: Int(memoryOperand.size) / 8, memoryOperand.isWritten ? .write : .read,
+                    isStack: isStackRelative(memoryOperand.memory))
             }
         }
         var carriers: [Carrier] = []

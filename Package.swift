@@ -14,7 +14,9 @@ let execution: [SwiftSetting] = strict + [.unsafeFlags(["-enforce-exclusivity=un
 let package = Package(
     name: "martlet",
     products: [
-        .executable(name: "martlet", targets: ["martlet"])
+        .executable(name: "martlet", targets: ["martlet"]),
+        .library(name: "Machine", targets: ["Machine", "Addressing"]),
+        .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
@@ -88,6 +90,10 @@ let package = Package(
             dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],
+            path: "Fuzz", exclude: ["Package.swift", "CFuzzer", "Corpus", "FuzzLoader", "FuzzTranslator", "x86.dict"],
+            sources: ["LoaderCase", "TranslatorCase", "CorpusTests"], swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(

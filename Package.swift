@@ -70,6 +70,22 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .target(
+            name: "TestSupport",
+            dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
+            path: "Tests/TestSupport", swiftSettings: strict),
+        .executableTarget(
+            name: "BareGuest",
+            dependencies: [
+                "UserspaceKVM", "KVMInterface", "Machine", "Host", "Addressing",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/BareGuest", swiftSettings: strict),
+        .testTarget(
+            name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: execution),
+        .testTarget(
+            name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
+            swiftSettings: execution),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(
             name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU"],

@@ -36,9 +36,6 @@ main:   # ------------------------------------------------ division, breakpoints
         check   "int 0x42"
         int     $0x42
         report
-        check   "int 13"
-        int     $13
-        report
         check   "icebp"
         .byte   0xF1
         report

@@ -22,7 +22,21 @@ trap 'rm -f "$log"' EXIT
 # A crashing test must end, not wait in the interactive backtracer.
 export SWIFT_BACKTRACE="${SWIFT_BACKTRACE:-interactive=no,color=no}"
 export MARTLET_COMMAND="${MARTLET_COMMAND:-$PWD/$PRODUCT}"
-"$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest "$@" </dev/null 2>&1 | tee "$log"
-status=${PIPESTATUS[0]}
+status=0
+# A process for each target: the translator's and its tests' signal handlers belong to a process, and a crash loses no
+# other target's results. Arguments choose tests by themselves.
+if [[ $# -gt 0 ]]; then
+    "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest "$@" </dev/null 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+else
+    for directory in Tests/*Tests; do
+        target="${directory#Tests/}"
+        echo "martlet: $target" >&2
+        "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest --no-parallel --filter "^$target\\." \
+            </dev/null 2>&1 | tee -a "$log"
+        result=${PIPESTATUS[0]}
+        [[ "$result" -eq 0 ]] || status=$result
+    done
+fi
 
 Tools/summarize-tests.sh "$log" "$status"

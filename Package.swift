@@ -99,10 +99,6 @@ let package = Package(
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
-        .testTarget(
-            name: "EndToEndTests",
-            dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
-            swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),

@@ -133,8 +133,9 @@ final class Run: Sendable {
         case .io(let access) where access.isWrite:
             if access.port == 0xE9 { write(access.data) }
             if access.port == 0xF4 { end(.finished) }
-        case .io(let access): memset(access.data.baseAddress, 0xFF, access.data.count)
-        case .mmio(let access): if !access.isWrite { memset(access.data.baseAddress, 0xFF, access.data.count) }
+        case .io(let access): access.data.initializeMemory(as: UInt8.self, repeating: 0xFF)
+        case .mmio(let access):
+            if !access.isWrite { access.data.initializeMemory(as: UInt8.self, repeating: 0xFF) }
         case .interrupted: break
         case .shutdown: end(.shutdown)
         case .internalError(let suberror, let data):

@@ -17,8 +17,10 @@ enum Boot {
         input: ChildProcess.Input = .empty, output: ChildProcess.Output = .pipe, errors: ChildProcess.Output = .pipe
     ) throws -> ChildProcess {
         let command = try #require(MartletCommand.path)
+        let crashes: [String: String?] = ["SWIFT_BACKTRACE": "enable=no"]
         return try ChildProcess(
-            [command] + arguments, environment: environment, directory: directory, input: input, output: output,
+            [command] + arguments, environment: environment.merging(crashes) { own, _ in own }, directory: directory,
+            input: input, output: output,
             errors: errors)
     }
 

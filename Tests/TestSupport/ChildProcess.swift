@@ -244,31 +244,32 @@ public final class ChildProcess {
 }
 
 extension [UInt8] {
-    /// How often `text` occurs, without overlaps.
-    public func occurrences(of text: String) -> Int {
+    /// The offset behind the first `text` at `start` or later; nil if there is none.
+    public func end(of text: String, from start: Int = 0) -> Int? {
         let pattern = Array(text.utf8)
         return withUnsafeBytes { bytes in
-            var (count, position) = (0, 0)
+            var position = start
             while position + pattern.count <= bytes.count {
-                let base = bytes.baseAddress! + position
-                guard let found = memmem(base, bytes.count - position, pattern, pattern.count) else { break }
-                count += 1
-                position = UnsafeRawPointer(found) - bytes.baseAddress! + pattern.count
+                // SAFETY: both calls stay inside `bytes` by the loop's condition and the count given.
+                guard
+                    let found = memchr(
+                        bytes.baseAddress! + position, Int32(pattern[0]), bytes.count - position - pattern.count + 1)
+                else { return nil }
+                position = UnsafeRawPointer(found) - bytes.baseAddress!
+                if memcmp(found, pattern, pattern.count) == 0 { return position + pattern.count }
+                position += 1
             }
-            return count
+            return nil
         }
     }
 
-    /// `memmem` is an extension that Swift does not see.
-    private func memmem(
-        _ base: UnsafeRawPointer, _ count: Int, _ pattern: [UInt8], _ patternCount: Int
-    ) -> UnsafeRawPointer? {
-        var (base, count) = (base, count)
-        while count >= patternCount, let found = memchr(base, Int32(pattern[0]), count - patternCount + 1) {
-            if memcmp(found, pattern, patternCount) == 0 { return UnsafeRawPointer(found) }
-            count -= UnsafeRawPointer(found) + 1 - base
-            base = UnsafeRawPointer(found) + 1
+    /// How often `text` occurs, without overlaps.
+    public func occurrences(of text: String) -> Int {
+        var (count, position) = (0, 0)
+        while let end = end(of: text, from: position) {
+            count += 1
+            position = end
         }
-        return nil
+        return count
     }
 }

@@ -29,8 +29,8 @@ extension Processor {
                 if let result = step() { return result }
                 continue
             }
-            if mode.singleSteps {
-                if let result = stepWithTrap() { return result }
+            if mode.singleSteps || watchesMemory {
+                if let result = stepWithTraps({ step($0) }) { return result }
                 continue
             }
             do throws(GuestFault) {
@@ -48,23 +48,8 @@ extension Processor {
         }
     }
 
-    /// Executes the instruction at RIP with RFLAGS.TF set: a debug exception follows it, unless it faulted, is an interrupt
-    /// instruction (whose handler must not be trapped), or shadows the next instruction.
-    /// > Source: APM volume 2, section 13.1.4.
-    private func stepWithTrap() -> RunResult? {
-        let start = state.rip
-        executedInterrupt = false
-        let result = step()
-        if result != nil && result != .halted || system.pendingEvent != nil { return result }
-        if mode.singleSteps || state.rip != start {
-            if system.interruptShadow && state.rip == shadowRIP || executedInterrupt { return result }
-            system.pendingEvent = PendingEvent(.debug(1 << 14))
-        }
-        return result
-    }
-
     /// What a fault of an instruction leads to; nil to go on.
-    private func handle(_ fault: GuestFault) -> RunResult? {
+    func handle(_ fault: GuestFault) -> RunResult? {
         switch fault {
         case .exception(let exception):
             clientAccesses.removeAll()
@@ -301,7 +286,7 @@ extension Processor {
     // MARK: Executing in Swift
 
     /// Decodes the instruction at RIP.
-    private func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
+    func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
         let linear = try currentLinear()
         let physical = try fetchPhysical(linear)
         guard let host = hostPage(physical >> 12) else { throw fetchFromDevice(physical) }
@@ -338,7 +323,13 @@ extension Processor {
             system.interruptShadow = wasShadowed
             throw error
         }
-        if i.mnemonic == ZYDIS_MNEMONIC_WRMSR { mirrorTimeStamp() }
+        switch i.mnemonic {
+        case ZYDIS_MNEMONIC_WRMSR: mirrorTimeStamp()
+        case ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ:
+            // RF matters to instruction breakpoints only, and ends with the next instruction.
+            if !watchesMemory { state.systemFlags &= ~RFlags.resume }
+        default: break
+        }
         executedInterrupt = i.category == ZYDIS_CATEGORY_INTERRUPT
         commitClientAccesses()
         if system.interruptShadow { shadowRIP = state.rip }
@@ -382,9 +373,17 @@ extension Processor {
 
     /// Executes exactly the instruction at RIP.
     private func step() -> RunResult? {
+        do throws(GuestFault) {
+            return step(try decodeCurrent())
+        } catch {
+            return handle(error)
+        }
+    }
+
+    /// Executes exactly `instruction`, which is the one at RIP.
+    private func step(_ instruction: DecodedInstruction) -> RunResult? {
         foundCode = 0
         do throws(GuestFault) {
-            let instruction = try decodeCurrent()
             let kind = instruction.translationClass(in: mode)
             // Under single stepping each iteration of a string instruction is trapped.
             if kind == .swift || kind == .moveString || kind == .storeString {

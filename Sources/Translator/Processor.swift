@@ -38,6 +38,8 @@ public final class Processor {
     var pendingClientRequest: ClientRequest?
     /// The code for the instruction at RIP, if the last exit found it; otherwise 0.
     var foundCode: UInt64 = 0
+    /// A breakpoint is enabled in DR7.
+    var watchesMemory = false
     /// The last instruction executed in Swift was INT n or its like.
     var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.
@@ -214,6 +216,7 @@ public final class Processor {
                 mode.setBase(segment, true)
             }
         }
+        watchesMemory = system.dr7 & DebugRegister.breakpointEnables != 0
         guard mode != self.mode || knownModes.isEmpty else { return }
         self.mode = mode
         modeNumber = number(of: mode)

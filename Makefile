@@ -11,7 +11,7 @@ PRODUCT := .build/$(CONFIGURATION)/martlet
 export SWIFT CONFIGURATION PRODUCT
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench fuzz sanitize format install clean
+.PHONY: help run build test bench fuzz format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -101,12 +101,7 @@ let package = Package(
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
-        .testTarget(
-            name: "EndToEndTests",
-            dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
-            swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
-        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
         .testTarget(
             name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],
             path: "Fuzz", exclude: ["Package.swift", "CFuzzer", "Corpus", "FuzzLoader", "FuzzTranslator", "x86.dict"],

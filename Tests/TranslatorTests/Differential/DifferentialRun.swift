@@ -23,7 +23,7 @@ final class DifferentialRun {
         disassembler = Disassembler(isNarrow: isNarrow)
         generator = SequenceGenerator(
             isNarrow: isNarrow, catalog: InstructionCatalog(isNarrow: isNarrow), disassembler: disassembler,
-            random: RandomSource(seed: seed))
+            random: SeededGenerator(seed: seed))
         areaByteCount = Self.batchCount * 2 * CaseSlot.byteCount
         area = mmap(nil, areaByteCount, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
     }
@@ -47,12 +47,23 @@ final class DifferentialRun {
             let batch = min(Self.batchCount, count - summary.caseCount)
             var codes: [([UInt8], [Int])] = []
             for i in 0..<batch {
-                generator.random = RandomSource(seed: seed &+ UInt64(summary.caseCount + i) &* 0x1_0000_0001)
+                generator.random = SeededGenerator(seed: seed &+ UInt64(summary.caseCount + i) &* 0x1_0000_0001)
                 generator.fill(nativeSlot(i))
                 codes.append((generator.bytes, generator.starts))
                 prepare(i, generator.bytes)
             }
-            try native.run((0..<batch).map { nativeSlot($0) })
+            do {
+                try native.run((0..<batch).map { nativeSlot($0) })
+            } catch let accident as NativeRunner.Accident {
+                let number = accident.caseNumber
+                let address = TestArea.code + UInt64(nativeSlot(number).codeOffset)
+                summary.failures.append(
+                    """
+                    case \(summary.caseCount + number) of seed \(seed): \(accident)
+                    \(disassembler.listing(codes[number].0, at: address))
+                    """)
+                return summary
+            }
             for i in 0..<batch {
                 try runGuest(i, codes[i].0)
                 if nativeSlot(i).output.vector != RegisterBlock.completed { summary.faultCount += 1 }

@@ -14,7 +14,9 @@ let execution: [SwiftSetting] = strict + [.unsafeFlags(["-enforce-exclusivity=un
 let package = Package(
     name: "martlet",
     products: [
-        .executable(name: "martlet", targets: ["martlet"])
+        .executable(name: "martlet", targets: ["martlet"]),
+        .library(name: "Machine", targets: ["Machine", "Addressing"]),
+        .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
@@ -68,6 +70,22 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
+        .target(
+            name: "TestSupport",
+            dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
+            path: "Tests/TestSupport", swiftSettings: strict),
+        .executableTarget(
+            name: "BareGuest",
+            dependencies: [
+                "UserspaceKVM", "KVMInterface", "Machine", "Host", "Addressing",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/BareGuest", swiftSettings: strict),
+        .testTarget(
+            name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: execution),
+        .testTarget(
+            name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
+            swiftSettings: execution),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(
             name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU"],
@@ -83,11 +101,11 @@ let package = Package(
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
-        .testTarget(
-            name: "EndToEndTests",
-            dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
-            swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],
+            path: "Fuzz", exclude: ["Package.swift", "CFuzzer", "Corpus", "FuzzLoader", "FuzzTranslator", "x86.dict"],
+            sources: ["LoaderCase", "TranslatorCase", "CorpusTests"], swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(

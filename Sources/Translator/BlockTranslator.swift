@@ -186,6 +186,15 @@ struct BlockTranslator {
         case .popFlags:
             emitPopFlags(i)
             return true
+        case .moveString, .storeString:
+            emitString(i, moves: kind == .moveString)
+            return true
+        case .bitString:
+            emitBitString(i)
+            return true
+        case .timeStamp:
+            emitTimeStamp(i)
+            return true
         case .setAccess where bases.otherModeNumber != nil:
             emitSetAccess(true)
             return true

@@ -226,6 +226,13 @@ package struct Emitter {
         modRM(reg: target.number, mask)
     }
 
+    /// Exchanges the halves of a 64-bit register.
+    package mutating func rotateRight32(_ target: HostRegister, _ source: HostRegister) {
+        byte(0xC4)
+        byte((~(target.number >> 3) & 1) << 7 | 0x40 | (~(source.number >> 3) & 1) << 5 | 3)
+        bytes(0xFB, 0xF0, 0xC0 | (target.number & 7) << 3 | source.number & 7, 32)
+    }
+
     // MARK: Jumps
 
     /// A place whose 8- or 32-bit displacement is filled in later.

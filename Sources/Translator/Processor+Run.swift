@@ -15,6 +15,7 @@ extension Processor {
     private func dispatch() -> RunResult {
         followCacheResets()
         foundCode = 0
+        mirrorTimeStamp()
         while true {
             if let event = system.pendingEvent {
                 system.pendingEvent = nil
@@ -28,8 +29,8 @@ extension Processor {
                 if let result = step() { return result }
                 continue
             }
-            if mode.singleSteps {
-                if let result = stepWithTrap() { return result }
+            if mode.singleSteps || watchesMemory {
+                if let result = stepWithTraps({ step($0) }) { return result }
                 continue
             }
             do throws(GuestFault) {
@@ -47,23 +48,8 @@ extension Processor {
         }
     }
 
-    /// Executes the instruction at RIP with RFLAGS.TF set: a debug exception follows it, unless it faulted, is an interrupt
-    /// instruction (whose handler must not be trapped), or shadows the next instruction.
-    /// > Source: APM volume 2, section 13.1.4.
-    private func stepWithTrap() -> RunResult? {
-        let start = state.rip
-        executedInterrupt = false
-        let result = step()
-        if result != nil && result != .halted || system.pendingEvent != nil { return result }
-        if mode.singleSteps || state.rip != start {
-            if system.interruptShadow && state.rip == shadowRIP || executedInterrupt { return result }
-            system.pendingEvent = PendingEvent(.debug(1 << 14))
-        }
-        return result
-    }
-
     /// What a fault of an instruction leads to; nil to go on.
-    private func handle(_ fault: GuestFault) -> RunResult? {
+    func handle(_ fault: GuestFault) -> RunResult? {
         switch fault {
         case .exception(let exception):
             clientAccesses.removeAll()
@@ -254,7 +240,8 @@ extension Processor {
                 position += Int(instruction.length)
                 switch classified.kind {
                 case .copy, .nothing, .lea, .push, .pop, .leave, .clearInterrupt, .setInterrupt, .clearDirection,
-                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess:
+                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess, .moveString, .storeString,
+                    .bitString, .timeStamp:
                     break
                 default: return (result, false)
                 }
@@ -300,7 +287,7 @@ extension Processor {
     // MARK: Executing in Swift
 
     /// Decodes the instruction at RIP.
-    private func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
+    func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
         let linear = try currentLinear()
         let physical = try fetchPhysical(linear)
         guard let host = hostPage(physical >> 12) else { throw fetchFromDevice(physical) }
@@ -337,11 +324,24 @@ extension Processor {
             system.interruptShadow = wasShadowed
             throw error
         }
+        switch i.mnemonic {
+        case ZYDIS_MNEMONIC_WRMSR: mirrorTimeStamp()
+        case ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ:
+            // RF matters to instruction breakpoints only, and ends with the next instruction.
+            if !watchesMemory { state.systemFlags &= ~RFlags.resume }
+        default: break
+        }
         executedInterrupt = i.category == ZYDIS_CATEGORY_INTERRUPT
         commitClientAccesses()
         if system.interruptShadow { shadowRIP = state.rip }
         if system.activity == .halted { return .halted }
         return nil
+    }
+
+    /// Puts what RDTSC and RDTSCP need where translated code finds it.
+    private func mirrorTimeStamp() {
+        state.base.storeBytes(of: system.tscOffset, toByteOffset: CPUState.timeStampOffsetOffset, as: UInt64.self)
+        state.base.storeBytes(of: system.tscAux, toByteOffset: CPUState.timeStampAuxiliaryOffset, as: UInt64.self)
     }
 
     /// #NM and #UD for instructions whose unit is switched off.
@@ -374,10 +374,20 @@ extension Processor {
 
     /// Executes exactly the instruction at RIP.
     private func step() -> RunResult? {
+        do throws(GuestFault) {
+            return step(try decodeCurrent())
+        } catch {
+            return handle(error)
+        }
+    }
+
+    /// Executes exactly `instruction`, which is the one at RIP.
+    private func step(_ instruction: DecodedInstruction) -> RunResult? {
         foundCode = 0
         do throws(GuestFault) {
-            let instruction = try decodeCurrent()
-            if instruction.translationClass(in: mode) == .swift {
+            let kind = instruction.translationClass(in: mode)
+            // Under single stepping each iteration of a string instruction is trapped.
+            if kind == .swift || kind == .moveString || kind == .storeString {
                 return try executeInSwift(SwiftInstruction(instruction, offset: 0))
             }
             let code = try findBlock(.step).code

@@ -60,6 +60,12 @@ struct TranslationMode: Hashable {
         set { set(11, 1, newValue ? 1 : 0) }
     }
 
+    /// RDTSC is not restricted by CR4.TSD.
+    var allowsTimeStamp: Bool {
+        get { bits(12, 1) != 0 }
+        set { set(12, 1, newValue ? 1 : 0) }
+    }
+
     /// Whether the base of `segment` has to be added to addresses. Always for FS and GS.
     func hasBase(_ segment: SegmentRegister) -> Bool { bits(16 + UInt32(segment.rawValue), 1) != 0 }
     mutating func setBase(_ segment: SegmentRegister, _ value: Bool) {

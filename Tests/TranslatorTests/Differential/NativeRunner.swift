@@ -65,11 +65,10 @@ final class NativeRunner {
         progress.pointee = 0
         let child = fork()
         if child == 0 {
-            // A case that does not end is an accident.
-            var alarms = sigset_t()
-            sigemptyset(&alarms)
-            sigaddset(&alarms, SIGALRM)
-            sigprocmask(SIG_UNBLOCK, &alarms, nil)
+            // Worker threads of the runtime block signals, which a child inherits. A case that does not end is an accident.
+            var none = sigset_t()
+            sigemptyset(&none)
+            sigprocmask(SIG_SETMASK, &none, nil)
             signal(SIGALRM, SIG_DFL)
             alarm(30)
             Self.prepare()

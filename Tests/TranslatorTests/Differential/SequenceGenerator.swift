@@ -9,7 +9,7 @@ struct SequenceGenerator {
     let isNarrow: Bool
     let catalog: InstructionCatalog
     let disassembler: Disassembler
-    var random: SeededGenerator
+    var random: RandomSource
 
     /// The sequence so far, its place, and where its instructions start.
     var bytes: [UInt8] = []
@@ -22,7 +22,7 @@ struct SequenceGenerator {
     /// Registers that must keep their values for now.
     var reserved: UInt16 = 0
 
-    init(isNarrow: Bool, catalog: InstructionCatalog, disassembler: Disassembler, random: SeededGenerator) {
+    init(isNarrow: Bool, catalog: InstructionCatalog, disassembler: Disassembler, random: RandomSource) {
         self.isNarrow = isNarrow
         self.catalog = catalog
         self.disassembler = disassembler

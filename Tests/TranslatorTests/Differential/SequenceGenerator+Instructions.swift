@@ -96,7 +96,7 @@ extension SequenceGenerator {
         let written = disassembler.writtenRegisters
         if written & reserved != 0 { return false }
         let undefined = undefinedFlags
-        if undefined != 0, reserved != 0 || !prepareStack() { return false }
+        if undefined != 0, reserved != 0 || !set(Self.rsp, stackPlace()) { return false }
         let stackPointer = known[Self.rsp]
         let width = UInt64(disassembler.instruction.pointee.operand_width) / 8
         append(instruction)
@@ -119,11 +119,11 @@ extension SequenceGenerator {
         return flags.pointee.undefined
     }
 
-    /// pushf; and [esp], ~flags; popf
+    /// pushf; and [esp], ~flags; popf, which stay with the instruction before them when a case is shrunk.
     private mutating func emitClearFlags(_ flags: UInt32) {
-        append([0x9C])
-        append((isNarrow ? [] : [0x48]) + [0x81, 0x24, 0x24] + Self.littleEndian(UInt64(~flags), byteCount: 4))
-        append([0x9D])
+        bytes.append(0x9C)
+        bytes += (isNarrow ? [] : [0x48]) + [0x81, 0x24, 0x24] + Self.littleEndian(UInt64(~flags), byteCount: 4)
+        bytes.append(0x9D)
     }
 
     func encode(_ form: InstructionForm, _ fields: Fields) -> [UInt8] {

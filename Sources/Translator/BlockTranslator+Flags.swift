@@ -8,6 +8,10 @@ extension BlockTranslator {
     /// Masks in the state page.
     enum FlagMask: Int, CaseIterable {
         case withoutInterrupt, withoutDirection, withoutAlignment, arithmetic, pushed
+        /// RFLAGS.DF; page number; counts that are not worth a look.
+        case direction, page, large
+        /// A bit offset that is not below 2^31; its unit; its place in the unit.
+        case bitOffsetRange, unit32, unit64, bit32, bit64
 
         var offset: Int { CPUState.flagMasksOffset + rawValue * 8 }
 
@@ -18,6 +22,14 @@ extension BlockTranslator {
             case .withoutAlignment: ~RFlags.alignmentCheck
             case .arithmetic: RFlags.arithmetic
             // RF and VM read as zero.
+            case .direction: RFlags.direction
+            case .page: ~0xFFF
+            case .large: BlockTranslator.inlineCountMask
+            case .bitOffsetRange: ~0x7FFF_FFFF
+            case .unit32: 0x7FFF_FFE0
+            case .unit64: 0x7FFF_FFC0
+            case .bit32: 0x1F
+            case .bit64: 0x3F
             case .pushed: ~(RFlags.resume | RFlags.virtual8086 | RFlags.arithmetic)
             }
         }

@@ -72,16 +72,16 @@ struct BlockTranslator {
 
     /// Translates `instructions`, which follow each other from ``startOffset``.
     /// - Parameter endsAtPage: the block ended because the next instruction crosses into another page or lies there.
-    mutating func translate(_ instructions: [DecodedInstruction], spans: Bool) {
+    mutating func translate(_ instructions: [ClassifiedInstruction], spans: Bool) {
         if form == .block { emitPrologue(instructions) }
         offset = startOffset
         var isOpen = true
         for (index, instruction) in instructions.enumerated() {
             isLast = index == instructions.count - 1
-            nextOffset = offset + Int(instruction.length)
+            nextOffset = offset + Int(instruction.decoded.length)
             records.points.append(
                 BlockRecords.Point(address: e.address, guestOffset: UInt16(truncatingIfNeeded: offset)))
-            isOpen = emit(instruction)
+            isOpen = emit(instruction.decoded, instruction.kind)
             offset = nextOffset
         }
         if isOpen { emitFallThrough(spans: spans) }
@@ -91,12 +91,12 @@ struct BlockTranslator {
 
     // MARK: Prologue and exits
 
-    private mutating func emitPrologue(_ instructions: [DecodedInstruction]) {
+    private mutating func emitPrologue(_ instructions: [ClassifiedInstruction]) {
         e.load(.scratch, .state(CPUState.attentionOffset), wide: false)
         let quiet = e.jumpIfScratchZero()
         coldExits.append((e.jump(), exitWord(.attention, UInt32(startOffset))))
         e.bindShort(quiet)
-        if instructions.contains(where: { $0.unit == .x87 && $0.translationClass(in: mode) == .copy }) {
+        if instructions.contains(where: { $0.usesX87 }) {
             // The guest's x87 registers are loaded when a block first needs them.
             e.load(.scratch, .state(CPUState.x87LiveOffset), wide: false)
             e.lea(.scratch, .at(.scratch, -1), wide: false)
@@ -112,7 +112,7 @@ struct BlockTranslator {
 
     /// The exit word that has Swift execute `i`.
     mutating func swiftExit(_ i: DecodedInstruction) -> UInt32 {
-        records.instructions.append((i, UInt16(truncatingIfNeeded: offset)))
+        records.instructions.append(SwiftInstruction(i, offset: offset))
         return exitWord(
             .instruction, UInt32(truncatingIfNeeded: bases.instructions + records.instructions.count - 1))
     }
@@ -150,8 +150,7 @@ struct BlockTranslator {
     // MARK: Dispatch
 
     /// Emits one instruction. Returns whether execution continues behind it.
-    private mutating func emit(_ i: DecodedInstruction) -> Bool {
-        let kind = i.translationClass(in: mode)
+    private mutating func emit(_ i: DecodedInstruction, _ kind: InstructionClass) -> Bool {
         switch kind {
         case .copy:
             emitCopy(i)
@@ -186,6 +185,15 @@ struct BlockTranslator {
             return true
         case .popFlags:
             emitPopFlags(i)
+            return true
+        case .moveString, .storeString:
+            emitString(i, moves: kind == .moveString)
+            return true
+        case .bitString:
+            emitBitString(i)
+            return true
+        case .timeStamp:
+            emitTimeStamp(i)
             return true
         case .setAccess where bases.otherModeNumber != nil:
             emitSetAccess(true)
@@ -314,6 +322,39 @@ struct AccessDescriptor {
     var kind: SoftTLB.Kind { rawValue >> 23 & 1 == 0 ? .read : .write }
 }
 
+/// An instruction and how it is translated in the mode at hand.
+struct ClassifiedInstruction {
+    var decoded: DecodedInstruction
+    var kind: InstructionClass
+    /// A copied instruction that needs the guest's x87 registers in the host's.
+    var usesX87: Bool
+
+    init(_ decoded: DecodedInstruction, in mode: TranslationMode) {
+        self.decoded = decoded
+        kind = decoded.translationClass(in: mode)
+        usesX87 = kind == .copy && decoded.unit == .x87
+    }
+}
+
+/// An instruction that is executed in Swift.
+struct SwiftInstruction {
+    var decoded: DecodedInstruction
+    /// Its offset from the page base.
+    var offset: UInt16
+    var unit: InstructionClass.Unit
+    /// It works on the x87, SSE or AVX registers or MXCSR, which must be in the state.
+    var needsFloatingPoint: Bool
+
+    init(_ decoded: DecodedInstruction, offset: Int) {
+        self.decoded = decoded
+        self.offset = UInt16(truncatingIfNeeded: offset)
+        unit = decoded.unit
+        needsFloatingPoint =
+            unit != .integer || decoded.category == ZYDIS_CATEGORY_XSAVE || decoded.category == ZYDIS_CATEGORY_XSAVEOPT
+            || decoded.isaSet == ZYDIS_ISA_SET_FXSAVE || decoded.isaSet == ZYDIS_ISA_SET_FXSAVE64
+    }
+}
+
 /// What has to be remembered about translated instructions.
 struct BlockRecords {
     /// Where the code of an instruction starts.
@@ -330,7 +371,7 @@ struct BlockRecords {
     }
 
     var points: [Point] = []
-    /// Instructions that leave to Swift, with their offsets in the page.
-    var instructions: [(DecodedInstruction, UInt16)] = []
+    /// Instructions that leave to Swift.
+    var instructions: [SwiftInstruction] = []
     var linkSites: [LinkSite] = []
 }

@@ -7,27 +7,27 @@ import X86
 ///
 /// Code is written through the writable mapping of the code cache; addresses are those of the executable one.
 /// > Source: Intel SDM volume 2, chapter 2 (instruction format).
-struct Emitter {
+package struct Emitter {
     /// Next byte to write.
-    private(set) var cursor: UnsafeMutablePointer<UInt8>
+    package private(set) var cursor: UnsafeMutablePointer<UInt8>
     private let limit: UnsafeMutablePointer<UInt8>
     /// Executable address minus writable address.
     private let executableOffset: Int
     /// Code that did not fit; nothing was written beyond the end.
-    private(set) var hasOverflowed = false
+    package private(set) var hasOverflowed = false
 
-    init(writable: UnsafeMutableRawPointer, byteCount: Int, executable: UnsafeMutableRawPointer) {
+    package init(writable: UnsafeMutableRawPointer, byteCount: Int, executable: UnsafeMutableRawPointer) {
         cursor = writable.assumingMemoryBound(to: UInt8.self)
         limit = cursor + byteCount
         executableOffset = executable - writable
     }
 
     /// The executable address of the next byte.
-    var address: UInt64 { UInt64(UInt(bitPattern: cursor)) &+ UInt64(bitPattern: Int64(executableOffset)) }
+    package var address: UInt64 { UInt64(UInt(bitPattern: cursor)) &+ UInt64(bitPattern: Int64(executableOffset)) }
 
     // MARK: Bytes
 
-    mutating func byte(_ value: UInt8) {
+    package mutating func byte(_ value: UInt8) {
         if cursor == limit {
             hasOverflowed = true
             return
@@ -36,11 +36,11 @@ struct Emitter {
         cursor += 1
     }
 
-    mutating func bytes(_ values: UInt8...) {
+    package mutating func bytes(_ values: UInt8...) {
         for value in values { byte(value) }
     }
 
-    mutating func int32(_ value: Int32) {
+    package mutating func int32(_ value: Int32) {
         let bits = UInt32(bitPattern: value)
         if limit - cursor < 4 {
             hasOverflowed = true
@@ -51,37 +51,48 @@ struct Emitter {
         cursor += 4
     }
 
-    mutating func int64(_ value: UInt64) {
+    package mutating func int64(_ value: UInt64) {
         int32(Int32(truncatingIfNeeded: value))
         int32(Int32(truncatingIfNeeded: value >> 32))
     }
 
     /// Pads with NOPs until `address + distance` is a multiple of `alignment`.
-    mutating func align(_ alignment: UInt64, at distance: UInt64 = 0) {
+    package mutating func align(_ alignment: UInt64, at distance: UInt64 = 0) {
         while (address &+ distance) & (alignment - 1) != 0 && !hasOverflowed { byte(0x90) }
     }
 
     // MARK: Operands
 
     /// A memory operand of the host.
-    struct Memory {
-        var base: HostRegister?
-        var index: HostRegister?
+    package struct Memory {
+        package var base: HostRegister?
+        package var index: HostRegister?
         /// log2 of the scale.
-        var shift: UInt8 = 0
-        var displacement: Int32 = 0
+        package var shift: UInt8 = 0
+        package var displacement: Int32 = 0
         /// Relative to GS: the vCPU's state and its software TLB.
-        var inState = false
+        package var inState = false
 
-        static func state(_ offset: Int, index: HostRegister? = nil) -> Memory {
+        package init(
+            base: HostRegister? = nil, index: HostRegister? = nil, shift: UInt8 = 0, displacement: Int32 = 0,
+            inState: Bool = false
+        ) {
+            self.base = base
+            self.index = index
+            self.shift = shift
+            self.displacement = displacement
+            self.inState = inState
+        }
+
+        package static func state(_ offset: Int, index: HostRegister? = nil) -> Memory {
             Memory(base: nil, index: index, shift: index == nil ? 0 : 3, displacement: Int32(offset), inState: true)
         }
 
-        static func at(_ base: HostRegister, _ displacement: Int32 = 0) -> Memory {
+        package static func at(_ base: HostRegister, _ displacement: Int32 = 0) -> Memory {
             Memory(base: base, displacement: displacement)
         }
 
-        static func at(_ base: HostRegister, plus index: HostRegister) -> Memory {
+        package static func at(_ base: HostRegister, plus index: HostRegister) -> Memory {
             Memory(base: base, index: index)
         }
 
@@ -90,7 +101,7 @@ struct Emitter {
     }
 
     /// ModRM, SIB and displacement for a memory operand.
-    mutating func modRM(reg: UInt8, _ memory: Memory) {
+    package mutating func modRM(reg: UInt8, _ memory: Memory) {
         let reg = (reg & 7) << 3
         guard let base = memory.base else {
             // No base: SIB with base 101 and mod 00 takes a 32-bit displacement.
@@ -125,30 +136,30 @@ struct Emitter {
 
     // MARK: Moves
 
-    mutating func load(_ target: HostRegister, _ memory: Memory, wide: Bool = true) {
+    package mutating func load(_ target: HostRegister, _ memory: Memory, wide: Bool = true) {
         legacy(wide: wide, 0x8B, reg: target.number, memory)
     }
 
-    mutating func store(_ source: HostRegister, _ memory: Memory, wide: Bool = true) {
+    package mutating func store(_ source: HostRegister, _ memory: Memory, wide: Bool = true) {
         legacy(wide: wide, 0x89, reg: source.number, memory)
     }
 
-    mutating func store16(_ source: HostRegister, _ memory: Memory) {
+    package mutating func store16(_ source: HostRegister, _ memory: Memory) {
         legacy(wide: false, 0x89, reg: source.number, memory, prefix: 0x66)
     }
 
     /// Stores a sign-extended 32-bit constant.
-    mutating func store(_ value: Int32, _ memory: Memory, wide: Bool) {
+    package mutating func store(_ value: Int32, _ memory: Memory, wide: Bool) {
         legacy(wide: wide, 0xC7, reg: 0, memory)
         int32(value)
     }
 
-    mutating func store8(_ value: UInt8, _ memory: Memory) {
+    package mutating func store8(_ value: UInt8, _ memory: Memory) {
         legacy(wide: false, 0xC6, reg: 0, memory)
         byte(value)
     }
 
-    mutating func move(_ target: HostRegister, _ source: HostRegister, wide: Bool = true) {
+    package mutating func move(_ target: HostRegister, _ source: HostRegister, wide: Bool = true) {
         let rex = (wide ? 8 : 0) | (source.number >> 3) << 2 | target.number >> 3
         if rex != 0 { byte(0x40 | rex) }
         byte(0x89)
@@ -156,7 +167,7 @@ struct Emitter {
     }
 
     /// Loads a constant in the shortest form.
-    mutating func move(_ target: HostRegister, constant: UInt64) {
+    package mutating func move(_ target: HostRegister, constant: UInt64) {
         if constant <= UInt64(UInt32.max) {
             if target.number >= 8 { byte(0x41) }
             byte(0xB8 | target.number & 7)
@@ -174,14 +185,14 @@ struct Emitter {
     }
 
     /// `movzx target, source16`.
-    mutating func zeroExtend16(_ target: HostRegister, _ source: HostRegister) {
+    package mutating func zeroExtend16(_ target: HostRegister, _ source: HostRegister) {
         let rex = (target.number >> 3) << 2 | source.number >> 3
         if rex != 0 { byte(0x40 | rex) }
         bytes(0x0F, 0xB7, 0xC0 | (target.number & 7) << 3 | source.number & 7)
     }
 
     /// `movzx target, byte [memory]`.
-    mutating func load8(_ target: HostRegister, _ memory: Memory) {
+    package mutating func load8(_ target: HostRegister, _ memory: Memory) {
         if memory.inState { byte(0x65) }
         let rex = (target.number >> 3) << 2 | memory.rexBits
         if rex != 0 { byte(0x40 | rex) }
@@ -189,17 +200,17 @@ struct Emitter {
         modRM(reg: target.number, memory)
     }
 
-    mutating func lea(_ target: HostRegister, _ memory: Memory, wide: Bool = true) {
+    package mutating func lea(_ target: HostRegister, _ memory: Memory, wide: Bool = true) {
         legacy(wide: wide, 0x8D, reg: target.number, memory)
     }
 
     /// Gathers the bits of `source` that `mask` selects.
-    mutating func pext(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
+    package mutating func pext(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
         bitGather(target, source, mask, prefix: 2)
     }
 
     /// Scatters the low bits of `source` to where `mask` is set.
-    mutating func pdep(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
+    package mutating func pdep(_ target: HostRegister, _ source: HostRegister, mask: Memory) {
         bitGather(target, source, mask, prefix: 3)
     }
 
@@ -215,19 +226,26 @@ struct Emitter {
         modRM(reg: target.number, mask)
     }
 
+    /// Exchanges the halves of a 64-bit register.
+    package mutating func rotateRight32(_ target: HostRegister, _ source: HostRegister) {
+        byte(0xC4)
+        byte((~(target.number >> 3) & 1) << 7 | 0x40 | (~(source.number >> 3) & 1) << 5 | 3)
+        bytes(0xFB, 0xF0, 0xC0 | (target.number & 7) << 3 | source.number & 7, 32)
+    }
+
     // MARK: Jumps
 
     /// A place whose 8- or 32-bit displacement is filled in later.
-    struct Fixup { let place: UnsafeMutablePointer<UInt8> }
+    package struct Fixup { let place: UnsafeMutablePointer<UInt8> }
 
     /// `jrcxz` forward.
-    mutating func jumpIfScratchZero() -> Fixup {
+    package mutating func jumpIfScratchZero() -> Fixup {
         bytes(0xE3, 0)
         return Fixup(place: cursor - 1)
     }
 
     /// Lets a short jump land here.
-    mutating func bindShort(_ fixup: Fixup) {
+    package mutating func bindShort(_ fixup: Fixup) {
         if hasOverflowed { return }
         let distance = cursor - (fixup.place + 1)
         precondition(distance <= 127, "short jump out of range")
@@ -235,14 +253,14 @@ struct Emitter {
     }
 
     /// `jmp rel32` forward.
-    mutating func jump() -> Fixup {
+    package mutating func jump() -> Fixup {
         byte(0xE9)
         int32(0)
         return Fixup(place: cursor - 4)
     }
 
     /// `jcc rel32` forward; `condition` is the low nibble of the opcode.
-    mutating func jump(condition: UInt8) -> Fixup {
+    package mutating func jump(condition: UInt8) -> Fixup {
         byte(0x0F)
         byte(0x80 | condition & 15)
         int32(0)
@@ -250,37 +268,37 @@ struct Emitter {
     }
 
     /// Lets a near jump land here.
-    mutating func bind(_ fixup: Fixup) {
+    package mutating func bind(_ fixup: Fixup) {
         if hasOverflowed { return }
         let distance = Int32(cursor - (fixup.place + 4))
         UnsafeMutableRawPointer(fixup.place).storeBytes(of: distance, as: Int32.self)
     }
 
     /// `jmp rel32` to a known executable address.
-    mutating func jump(to target: UInt64) {
+    package mutating func jump(to target: UInt64) {
         byte(0xE9)
         int32(Int32(truncatingIfNeeded: Int64(bitPattern: target &- (address &+ 4))))
     }
 
-    mutating func jump(through memory: Memory) { legacy(wide: false, 0xFF, reg: 4, memory) }
-    mutating func call(through memory: Memory) { legacy(wide: false, 0xFF, reg: 2, memory) }
+    package mutating func jump(through memory: Memory) { legacy(wide: false, 0xFF, reg: 4, memory) }
+    package mutating func call(through memory: Memory) { legacy(wide: false, 0xFF, reg: 2, memory) }
 
-    mutating func ret() { byte(0xC3) }
+    package mutating func ret() { byte(0xC3) }
 
     // MARK: Only for trampolines
 
-    mutating func push(_ register: HostRegister) {
+    package mutating func push(_ register: HostRegister) {
         if register.number >= 8 { byte(0x41) }
         byte(0x50 | register.number & 7)
     }
 
-    mutating func pop(_ register: HostRegister) {
+    package mutating func pop(_ register: HostRegister) {
         if register.number >= 8 { byte(0x41) }
         byte(0x58 | register.number & 7)
     }
 
-    mutating func loadVector(_ index: UInt8, _ memory: Memory) { vector(0x10, index, memory) }
-    mutating func storeVector(_ index: UInt8, _ memory: Memory) { vector(0x11, index, memory) }
+    package mutating func loadVector(_ index: UInt8, _ memory: Memory) { vector(0x10, index, memory) }
+    package mutating func storeVector(_ index: UInt8, _ memory: Memory) { vector(0x11, index, memory) }
 
     /// `vmovups ymm`.
     private mutating func vector(_ opcode: UInt8, _ index: UInt8, _ memory: Memory) {
@@ -294,14 +312,14 @@ struct Emitter {
     }
 
     /// Saves the six arithmetic flags; clobbers rax.
-    mutating func saveFlags() {
+    package mutating func saveFlags() {
         byte(0x9F)  // lahf
         bytes(0x0F, 0x90, 0xC0)  // seto al
         store16(.rax, .state(CPUState.arithmeticFlagsOffset))
     }
 
     /// Loads the six arithmetic flags; clobbers rax.
-    mutating func loadFlags() {
+    package mutating func loadFlags() {
         load(.rax, .state(CPUState.arithmeticFlagsOffset), wide: false)
         bytes(0x04, 0x7F)  // add al, 127: overflows exactly if al is 1
         byte(0x9E)  // sahf

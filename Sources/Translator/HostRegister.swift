@@ -14,37 +14,39 @@ import X86
 ///
 /// Host rcx and rsi are scratch: `pext` and `jrcxz` want rcx, and the second scratch register must be a legacy one, because
 /// an instruction that names AH…BH cannot carry a REX prefix. Host rsp stays the host's stack.
-struct HostRegister: Equatable {
-    let number: UInt8
+package struct HostRegister: Equatable, Sendable {
+    package let number: UInt8
 
-    static let rax = HostRegister(number: 0)
-    static let rcx = HostRegister(number: 1)
-    static let rdx = HostRegister(number: 2)
-    static let rbx = HostRegister(number: 3)
-    static let rsp = HostRegister(number: 4)
-    static let rbp = HostRegister(number: 5)
-    static let rsi = HostRegister(number: 6)
-    static let rdi = HostRegister(number: 7)
-    static let r8 = HostRegister(number: 8)
-    static let r9 = HostRegister(number: 9)
-    static let r10 = HostRegister(number: 10)
-    static let r11 = HostRegister(number: 11)
-    static let r12 = HostRegister(number: 12)
-    static let r13 = HostRegister(number: 13)
-    static let r14 = HostRegister(number: 14)
-    static let r15 = HostRegister(number: 15)
+    package init(number: UInt8) { self.number = number }
+
+    package static let rax = HostRegister(number: 0)
+    package static let rcx = HostRegister(number: 1)
+    package static let rdx = HostRegister(number: 2)
+    package static let rbx = HostRegister(number: 3)
+    package static let rsp = HostRegister(number: 4)
+    package static let rbp = HostRegister(number: 5)
+    package static let rsi = HostRegister(number: 6)
+    package static let rdi = HostRegister(number: 7)
+    package static let r8 = HostRegister(number: 8)
+    package static let r9 = HostRegister(number: 9)
+    package static let r10 = HostRegister(number: 10)
+    package static let r11 = HostRegister(number: 11)
+    package static let r12 = HostRegister(number: 12)
+    package static let r13 = HostRegister(number: 13)
+    package static let r14 = HostRegister(number: 14)
+    package static let r15 = HostRegister(number: 15)
 
     /// The scratch register that holds addresses.
-    static let address = rsi
+    package static let address = rsi
     /// The scratch register that holds everything else.
-    static let scratch = rcx
+    package static let scratch = rcx
     /// Where guest RSP lives.
-    static let stack = r10
+    package static let stack = r10
     /// Where guest RCX lives.
-    static let counter = r9
+    package static let counter = r9
 
     /// The register that holds guest register `guest`, or nil if it lives in memory.
-    static func holding(_ guest: UInt8) -> HostRegister? {
+    package static func holding(_ guest: UInt8) -> HostRegister? {
         switch guest & 15 {
         case 1: r9
         case 4: r10
@@ -55,7 +57,7 @@ struct HostRegister: Equatable {
     }
 
     /// The guest registers that live in host registers, in guest order.
-    static let mapped: [(guest: UInt8, host: HostRegister)] = (0..<16).compactMap { guest in
+    package static let mapped: [(guest: UInt8, host: HostRegister)] = (0..<16).compactMap { guest in
         holding(UInt8(guest)).map { (UInt8(guest), $0) }
     }
 }

@@ -12,6 +12,7 @@ enum InstructionClass {
     case call, callIndirect, jump, jumpIndirect, conditional, ret
     case counterZero, loop
     case setAccess, clearAccess
+    case moveString, storeString, bitString, timeStamp
     case clearInterrupt, setInterrupt, clearDirection, setDirection, pushFlags, popFlags
     /// Executed in Swift.
     case swift
@@ -104,6 +105,16 @@ extension DecodedInstruction {
             ZYDIS_MNEMONIC_ENDBR32:
             return .nothing
         case ZYDIS_MNEMONIC_LEA: return .lea
+        case ZYDIS_MNEMONIC_MOVSB, ZYDIS_MNEMONIC_MOVSW, ZYDIS_MNEMONIC_MOVSD, ZYDIS_MNEMONIC_MOVSQ:
+            // FS and GS have bases.
+            guard mode.codeSize == .bits64, addressWidth == 64 else { return .swift }
+            return operand(1).memory.segment == .fs || operand(1).memory.segment == .gs ? .swift : .moveString
+        case ZYDIS_MNEMONIC_STOSB, ZYDIS_MNEMONIC_STOSW, ZYDIS_MNEMONIC_STOSD, ZYDIS_MNEMONIC_STOSQ:
+            return mode.codeSize == .bits64 && addressWidth == 64 ? .storeString : .swift
+        case ZYDIS_MNEMONIC_BT, ZYDIS_MNEMONIC_BTS, ZYDIS_MNEMONIC_BTR, ZYDIS_MNEMONIC_BTC:
+            if operand(0).kind == .register || operand(1).kind == .immediate { return .copy }
+            return mode.codeSize == .bits64 && addressWidth == 64 && operandWidth != 16 ? .bitString : .swift
+        case ZYDIS_MNEMONIC_RDTSC, ZYDIS_MNEMONIC_RDTSCP: return mode.allowsTimeStamp ? .timeStamp : .swift
         case ZYDIS_MNEMONIC_CLI: return mode.isSystem ? .clearInterrupt : .swift
         case ZYDIS_MNEMONIC_STI: return mode.isSystem ? .setInterrupt : .swift
         case ZYDIS_MNEMONIC_STAC: return mode.isSystem && mode.codeSize == .bits64 ? .setAccess : .swift
@@ -164,9 +175,6 @@ extension DecodedInstruction {
                 if RegisterName(operand(i).register).kind != .general { return false }
             }
             return true
-        case ZYDIS_MNEMONIC_BT, ZYDIS_MNEMONIC_BTS, ZYDIS_MNEMONIC_BTR, ZYDIS_MNEMONIC_BTC:
-            // A register offset reaches beyond the operand.
-            return operand(0).kind == .register || operand(1).kind == .immediate
         case ZYDIS_MNEMONIC_ADD, ZYDIS_MNEMONIC_OR, ZYDIS_MNEMONIC_ADC, ZYDIS_MNEMONIC_SBB, ZYDIS_MNEMONIC_AND,
             ZYDIS_MNEMONIC_SUB, ZYDIS_MNEMONIC_XOR, ZYDIS_MNEMONIC_CMP, ZYDIS_MNEMONIC_TEST, ZYDIS_MNEMONIC_NOT,
             ZYDIS_MNEMONIC_NEG, ZYDIS_MNEMONIC_INC, ZYDIS_MNEMONIC_DEC, ZYDIS_MNEMONIC_MUL, ZYDIS_MNEMONIC_IMUL,

@@ -14,6 +14,8 @@ extension Processor {
 
     private func dispatch() -> RunResult {
         followCacheResets()
+        foundCode = 0
+        mirrorTimeStamp()
         while true {
             if let event = system.pendingEvent {
                 system.pendingEvent = nil
@@ -27,12 +29,18 @@ extension Processor {
                 if let result = step() { return result }
                 continue
             }
-            if mode.singleSteps {
-                if let result = stepWithTrap() { return result }
+            if mode.singleSteps || watchesMemory {
+                if let result = stepWithTraps({ step($0) }) { return result }
                 continue
             }
             do throws(GuestFault) {
-                let code = try findCode(.block)
+                let code: UInt64
+                if foundCode != 0 {
+                    code = foundCode
+                    foundCode = 0
+                } else {
+                    code = try findBlock(.block).code
+                }
                 if let result = try handleExit(enter(code)) { return result }
             } catch {
                 if let result = handle(error) { return result }
@@ -40,23 +48,8 @@ extension Processor {
         }
     }
 
-    /// Executes the instruction at RIP with RFLAGS.TF set: a debug exception follows it, unless it faulted, is an interrupt
-    /// instruction (whose handler must not be trapped), or shadows the next instruction.
-    /// > Source: APM volume 2, section 13.1.4.
-    private func stepWithTrap() -> RunResult? {
-        let start = state.rip
-        executedInterrupt = false
-        let result = step()
-        if result != nil && result != .halted || system.pendingEvent != nil { return result }
-        if mode.singleSteps || state.rip != start {
-            if system.interruptShadow && state.rip == shadowRIP || executedInterrupt { return result }
-            system.pendingEvent = PendingEvent(.debug(1 << 14))
-        }
-        return result
-    }
-
     /// What a fault of an instruction leads to; nil to go on.
-    private func handle(_ fault: GuestFault) -> RunResult? {
+    func handle(_ fault: GuestFault) -> RunResult? {
         switch fault {
         case .exception(let exception):
             clientAccesses.removeAll()
@@ -81,12 +74,14 @@ extension Processor {
             setRIP(fromOffset: value)
         case .instruction:
             let record = cache.instruction(at: value)
-            setRIP(fromOffset: Int(record.pointee.1))
-            return try executeInSwift(record.pointee.0)
+            setRIP(fromOffset: Int(record.pointee.offset))
+            return try executeInSwift(record.pointee)
         case .link:
             let site = cache.linkSite(at: value)
             setRIP(fromOffset: Int(site.targetOffset))
-            try link(site)
+            let target = try findBlock(.block)
+            if target.mayBeLinked { cache.link(site, to: target.code) }
+            foundCode = target.code
         case .jumpMiss:
             let target = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
             setRIP(linear: target &- tlb.modeTag)
@@ -107,16 +102,6 @@ extension Processor {
             return .emulationFailure
         }
         return nil
-    }
-
-    /// Points a link at its target's block, if that may be linked to.
-    private func link(_ site: BlockRecords.LinkSite) throws(GuestFault) {
-        let linear = try currentLinear()
-        let physical = try fetchPhysical(linear)
-        guard let block = cache.find(physical: physical, modeNumber: modeNumber, form: .block),
-            block.secondPage == TranslationCache.Block.noPage
-        else { return }
-        cache.link(site, to: block.address)
     }
 
     /// A copied instruction raised a host signal.
@@ -155,28 +140,29 @@ extension Processor {
         }
     }
 
-    /// The executable address of the code for the instruction at RIP; sets the page base for it.
-    private func findCode(_ form: BlockTranslator.Form) throws(GuestFault) -> UInt64 {
+    /// The code for the instruction at RIP, and whether other blocks of the page may jump to it directly; sets the page base
+    /// for it.
+    private func findBlock(_ form: BlockTranslator.Form) throws(GuestFault) -> (code: UInt64, mayBeLinked: Bool) {
         let linear = try currentLinear()
         state.base.storeBytes(of: linear & ~0xFFF, toByteOffset: CPUState.pageBaseOffset, as: UInt64.self)
-        if form == .block, let code = tlb.lookupJump(linear) { return code }
+        // A block that spans pages is never in the page-internal links, and the jump cache does not tell.
+        if form == .block, linear & 0xFFF <= 0xFF0, let code = tlb.lookupJump(linear) { return (code, true) }
         while true {
             let physical = try fetchPhysical(linear)
-            if let block = cache.find(physical: physical, modeNumber: modeNumber, form: form) {
-                if try isCurrent(block, linear) {
-                    if form == .block { tlb.insertJump(linear, target: block.address) }
-                    return block.address
-                }
+            if let block = cache.find(physical: physical, modeNumber: modeNumber, form: form),
+                try isCurrent(block, linear)
+            {
+                if form == .block { tlb.insertJump(linear, target: block.address) }
+                return (block.address, block.secondPage == TranslationCache.Block.noPage)
             }
             if cache.isNearlyFull {
                 platform.withOthersPaused { cache.reset() }
                 followCacheResets()
                 continue
             }
-            let translated = try withHostControl { () throws(GuestFault) in try translate(linear, physical, form) }
-            if let block = translated {
+            if let block = try translate(linear, physical, form) {
                 if form == .block { tlb.insertJump(linear, target: block.address) }
-                return block.address
+                return (block.address, block.secondPage == TranslationCache.Block.noPage)
             }
         }
     }
@@ -209,7 +195,7 @@ extension Processor {
             modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
         ) {
             if let second {
-                return ([decodeSpanning(host, offset, second.host)], false)
+                return ([ClassifiedInstruction(decodeSpanning(host, offset, second.host), in: mode)], false)
             }
             return decodeBlock(host, offset, limit)
         }
@@ -242,24 +228,28 @@ extension Processor {
     /// Decodes from `offset` until the block ends.
     private func decodeBlock(
         _ host: UnsafeMutableRawPointer, _ offset: Int, _ limit: Int
-    ) -> ([DecodedInstruction], Bool) {
-        var result: [DecodedInstruction] = []
+    ) -> ([ClassifiedInstruction], Bool) {
+        var result: [ClassifiedInstruction] = []
         var position = offset
         while result.count < limit && position < 4096 {
             switch decoder.decode(host + position, byteCount: min(15, 4096 - position), size: mode.codeSize) {
             case .instruction(let instruction):
-                result.append(instruction)
+                let classified = ClassifiedInstruction(instruction, in: mode)
+                result.append(classified)
                 position += Int(instruction.length)
-                switch instruction.translationClass(in: mode) {
+                switch classified.kind {
                 case .copy, .nothing, .lea, .push, .pop, .leave, .clearInterrupt, .setInterrupt, .clearDirection,
-                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess:
+                    .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess, .moveString, .storeString,
+                    .bitString, .timeStamp:
                     break
                 default: return (result, false)
                 }
             case .truncated:
                 return (result, true)
             case .invalid(let tooLong):
-                if result.isEmpty { result.append(Self.invalidInstruction(tooLong: tooLong)) }
+                if result.isEmpty {
+                    result.append(ClassifiedInstruction(Self.invalidInstruction(tooLong: tooLong), in: mode))
+                }
                 return (result, false)
             }
         }
@@ -296,7 +286,7 @@ extension Processor {
     // MARK: Executing in Swift
 
     /// Decodes the instruction at RIP.
-    private func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
+    func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
         let linear = try currentLinear()
         let physical = try fetchPhysical(linear)
         guard let host = hostPage(physical >> 12) else { throw fetchFromDevice(physical) }
@@ -312,20 +302,18 @@ extension Processor {
     }
 
     /// Executes an instruction that is not translated. RIP is at the instruction.
-    private func executeInSwift(_ i: DecodedInstruction) throws(GuestFault) -> RunResult? {
+    private func executeInSwift(_ instruction: SwiftInstruction) throws(GuestFault) -> RunResult? {
+        let i = instruction.decoded
         if i.encoding == .other || i.mnemonic == ZYDIS_MNEMONIC_INVALID {
             throw i.opcode == 1 && i.mnemonic == ZYDIS_MNEMONIC_INVALID
                 ? .exception(.generalProtection(0)) : .exception(.invalidOpcode)
         }
-        try checkUnit(i)
+        if instruction.unit != .integer { try checkUnit(i, instruction.unit) }
         let wasShadowed = system.interruptShadow
         system.interruptShadow = false
         do throws(GuestFault) {
-            let needsFloatingPoint =
-                i.category == ZYDIS_CATEGORY_XSAVE || i.category == ZYDIS_CATEGORY_XSAVEOPT
-                || i.isaSet == ZYDIS_ISA_SET_FXSAVE || i.isaSet == ZYDIS_ISA_SET_FXSAVE64 || i.unit != .integer
             let isKnown =
-                needsFloatingPoint
+                instruction.needsFloatingPoint
                 ? try withFloatingPointInState { () throws(GuestFault) in
                     try executeInstruction(i) ? true : try executeSystem(i)
                 }
@@ -335,6 +323,13 @@ extension Processor {
             system.interruptShadow = wasShadowed
             throw error
         }
+        switch i.mnemonic {
+        case ZYDIS_MNEMONIC_WRMSR: mirrorTimeStamp()
+        case ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ:
+            // RF matters to instruction breakpoints only, and ends with the next instruction.
+            if !watchesMemory { state.systemFlags &= ~RFlags.resume }
+        default: break
+        }
         executedInterrupt = i.category == ZYDIS_CATEGORY_INTERRUPT
         commitClientAccesses()
         if system.interruptShadow { shadowRIP = state.rip }
@@ -342,9 +337,15 @@ extension Processor {
         return nil
     }
 
+    /// Puts what RDTSC and RDTSCP need where translated code finds it.
+    private func mirrorTimeStamp() {
+        state.base.storeBytes(of: system.tscOffset, toByteOffset: CPUState.timeStampOffsetOffset, as: UInt64.self)
+        state.base.storeBytes(of: system.tscAux, toByteOffset: CPUState.timeStampAuxiliaryOffset, as: UInt64.self)
+    }
+
     /// #NM and #UD for instructions whose unit is switched off.
-    private func checkUnit(_ i: DecodedInstruction) throws(GuestFault) {
-        switch i.unit {
+    private func checkUnit(_ i: DecodedInstruction, _ unit: InstructionClass.Unit) throws(GuestFault) {
+        switch unit {
         case .integer: return
         case .x87:
             if mode.allowsX87 { return }
@@ -373,9 +374,22 @@ extension Processor {
     /// Executes exactly the instruction at RIP.
     private func step() -> RunResult? {
         do throws(GuestFault) {
-            let instruction = try decodeCurrent()
-            if instruction.translationClass(in: mode) == .swift { return try executeInSwift(instruction) }
-            let code = try findCode(.step)
+            return step(try decodeCurrent())
+        } catch {
+            return handle(error)
+        }
+    }
+
+    /// Executes exactly `instruction`, which is the one at RIP.
+    private func step(_ instruction: DecodedInstruction) -> RunResult? {
+        foundCode = 0
+        do throws(GuestFault) {
+            let kind = instruction.translationClass(in: mode)
+            // Under single stepping each iteration of a string instruction is trapped.
+            if kind == .swift || kind == .moveString || kind == .storeString {
+                return try executeInSwift(SwiftInstruction(instruction, offset: 0))
+            }
+            let code = try findBlock(.step).code
             system.interruptShadow = false
             return try handleExit(enter(code))
         } catch {
@@ -389,7 +403,7 @@ extension Processor {
         let instruction = try decodeCurrent()
         switch instruction.translationClass(in: mode) {
         case .copy: return try executeThroughBounce(instruction)
-        default: return try executeInSwift(instruction)
+        default: return try executeInSwift(SwiftInstruction(instruction, offset: 0))
         }
     }
 
@@ -423,7 +437,7 @@ extension Processor {
         if operand.isWritten { try probeWrite(linear, byteCount: byteCount) }
         // An x87 store with an unmasked exception leaves memory alone.
         if operand.isRead || i.unit == .x87 { try readBytes(linear, into: buffer) }
-        let code = try findCode(.bounce)
+        let code = try findBlock(.bounce).code
         let start = state.rip
         let registers = GeneralRegister.allCases.map { state[$0] }
         let flags = state.arithmeticFlags

@@ -13,7 +13,7 @@ import X86
 public final class Processor {
     public let state: CPUState
     public var system = SystemRegisters()
-    public unowned let platform: any ProcessorPlatform
+    public unowned(unsafe) let platform: any ProcessorPlatform
 
     let memory: GuestMemory
     let walk: GuestWalk
@@ -36,6 +36,10 @@ public final class Processor {
     var clientAccesses: [(request: ClientRequest, value: UInt64)] = []
     var usedClientAccesses = 0
     var pendingClientRequest: ClientRequest?
+    /// The code for the instruction at RIP, if the last exit found it; otherwise 0.
+    var foundCode: UInt64 = 0
+    /// A breakpoint is enabled in DR7.
+    var watchesMemory = false
     /// The last instruction executed in Swift was INT n or its like.
     var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.
@@ -206,11 +210,13 @@ public final class Processor {
         mode.isVirtual8086 = flags & RFlags.virtual8086 != 0
         mode.isProtected = system.isProtectedMode
         mode.isSystem = system.cpl == 0
+        mode.allowsTimeStamp = system.cpl == 0 || system.cr4 & CR4.timeStampDisable == 0
         if !is64 {
             for segment in SegmentRegister.allCases where state.segmentBase(segment) != 0 {
                 mode.setBase(segment, true)
             }
         }
+        watchesMemory = system.dr7 & DebugRegister.breakpointEnables != 0
         guard mode != self.mode || knownModes.isEmpty else { return }
         self.mode = mode
         modeNumber = number(of: mode)

@@ -29,8 +29,11 @@ final class SoftTLB {
     static var entryCount: Int { 1 << (indexBits + 1) }
     static var indexMask: UInt64 { 1 << 63 | ((1 << UInt64(indexBits)) - 1) << 12 }
     static var arrayBytes: Int { entryCount * 8 }
-    static var jumpEntryCount: Int { 4096 }
-    static var jumpIndexMask: UInt64 { UInt64(jumpEntryCount - 1) }
+    static var jumpIndexBits: Int { 13 }
+    static var jumpEntryCount: Int { 1 << jumpIndexBits }
+    /// Functions start at multiples of 16 and return addresses anywhere, so the lowest bits tell little.
+    static var jumpIndexShift: UInt64 { 2 }
+    static var jumpIndexMask: UInt64 { UInt64(jumpEntryCount - 1) << jumpIndexShift }
     static var jumpTagsOffset: Int { CPUState.byteCount }
     static var jumpTargetsOffset: Int { jumpTagsOffset + jumpEntryCount * 8 }
     static var jumpPageBasesOffset: Int { jumpTargetsOffset + jumpEntryCount * 8 }
@@ -319,7 +322,7 @@ final class SoftTLB {
     func insertJump(_ linear: UInt64, target: UInt64) {
         noteCode(current, linear)
         let key = linear &+ modeTag
-        let index = Int(key & Self.jumpIndexMask)
+        let index = Int((key & Self.jumpIndexMask) >> Self.jumpIndexShift)
         words(current, Self.jumpTagsOffset)[index] = 0 &- key
         words(current, Self.jumpTargetsOffset)[index] = target
         words(current, Self.jumpPageBasesOffset)[index] = linear & ~0xFFF
@@ -328,7 +331,7 @@ final class SoftTLB {
     /// The host code for `linear` in the current mode, if the jump cache has it.
     func lookupJump(_ linear: UInt64) -> UInt64? {
         let key = linear &+ modeTag
-        let index = Int(key & Self.jumpIndexMask)
+        let index = Int((key & Self.jumpIndexMask) >> Self.jumpIndexShift)
         guard words(current, Self.jumpTagsOffset)[index] == 0 &- key else { return nil }
         return words(current, Self.jumpTargetsOffset)[index]
     }
@@ -361,7 +364,7 @@ final class SoftTLB {
 
     private func resetJumps(_ partition: Int) {
         let tags = words(partition, Self.jumpTagsOffset)
-        for i in 0..<Self.jumpEntryCount { tags[i] = 0 &- UInt64(i ^ 2) }
+        for i in 0..<Self.jumpEntryCount { tags[i] = 0 &- (UInt64(i ^ 2) << Self.jumpIndexShift) }
     }
 
     // MARK: Fetch translations

@@ -23,7 +23,7 @@ public final class TranslationCache: @unchecked Sendable {
 
     private var used: Int
     private let blocks: ChunkedArray<Block>
-    private let instructions: ChunkedArray<(DecodedInstruction, UInt16)>
+    private let instructions: ChunkedArray<SwiftInstruction>
     private let linkSites: ChunkedArray<BlockRecords.LinkSite>
     private let points: ChunkedArray<BlockRecords.Point>
     private var table: [Int32]
@@ -223,7 +223,7 @@ public final class TranslationCache: @unchecked Sendable {
     func translate(
         physical: UInt64, secondPage: UInt64, mode: TranslationMode, modeNumber: UInt8, otherModeNumber: UInt8?,
         form: BlockTranslator.Form,
-        decode: () -> (instructions: [DecodedInstruction], spansNext: Bool)
+        decode: () -> (instructions: [ClassifiedInstruction], spansNext: Bool)
     ) -> Block? {
         lock.lock()
         defer { lock.unlock() }
@@ -235,7 +235,8 @@ public final class TranslationCache: @unchecked Sendable {
         var translator = BlockTranslator(
             emitter: buffer.emitter(from: used), mode: mode, form: form, startOffset: Int(physical & 0xFFF),
             records: BlockRecords(),
-            bases: BlockTranslator.RecordBases(instructions: instructions.count, linkSites: linkSites.count,
+            bases: BlockTranslator.RecordBases(
+                instructions: instructions.count, linkSites: linkSites.count,
                 otherModeNumber: otherModeNumber, modeNumber: modeNumber))
         let address = translator.e.address
         translator.translate(decoded, spans: spansNext || secondPage != Block.noPage)
@@ -253,7 +254,7 @@ public final class TranslationCache: @unchecked Sendable {
         let index = Int32(blocks.count)
         blocks.append(block)
         insertLocked(index)
-        let length = decoded.reduce(0) { $0 + Int($1.length) }
+        let length = decoded.reduce(0) { $0 + Int($1.decoded.length) }
         note(index, page, from: Int(physical & 0xFFF), to: min(Int(physical & 0xFFF) + length, 4096))
         if secondPage != Block.noPage { note(index, secondPage, from: 0, to: 16) }
         return block
@@ -268,7 +269,7 @@ public final class TranslationCache: @unchecked Sendable {
 
     // MARK: Records
 
-    func instruction(at index: Int) -> UnsafeMutablePointer<(DecodedInstruction, UInt16)> {
+    func instruction(at index: Int) -> UnsafeMutablePointer<SwiftInstruction> {
         instructions.pointer(at: index)
     }
 

@@ -6,8 +6,10 @@ import X86
 struct TranslationMode: Hashable {
     var rawValue: UInt32 = 0
 
-    private func bits(_ shift: UInt32, _ width: UInt32) -> UInt32 { rawValue >> shift & (1 << width - 1) }
-    private mutating func set(_ shift: UInt32, _ width: UInt32, _ value: UInt32) {
+    @inline(__always) private func bits(_ shift: UInt32, _ width: UInt32) -> UInt32 {
+        rawValue >> shift & (1 << width - 1)
+    }
+    @inline(__always) private mutating func set(_ shift: UInt32, _ width: UInt32, _ value: UInt32) {
         rawValue = rawValue & ~((1 << width - 1) << shift) | value << shift
     }
 
@@ -56,6 +58,12 @@ struct TranslationMode: Hashable {
     var isSystem: Bool {
         get { bits(11, 1) != 0 }
         set { set(11, 1, newValue ? 1 : 0) }
+    }
+
+    /// RDTSC is not restricted by CR4.TSD.
+    var allowsTimeStamp: Bool {
+        get { bits(12, 1) != 0 }
+        set { set(12, 1, newValue ? 1 : 0) }
     }
 
     /// Whether the base of `segment` has to be added to addresses. Always for FS and GS.

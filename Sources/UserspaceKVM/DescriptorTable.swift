@@ -13,7 +13,18 @@ final class DescriptorTable: @unchecked Sendable {
     enum Object: Sendable {
         case system
         case machine(UserspaceVM)
-        case vcpu(UserspaceVCPU, of: UserspaceVM)
+        case vcpu(VCPUReference)
+    }
+
+    /// A vCPU and what keeps it alive; one object, so that a request counts no references that vCPUs share.
+    final class VCPUReference: Sendable {
+        let vcpu: UserspaceVCPU
+        private let vm: UserspaceVM
+
+        init(_ vcpu: UserspaceVCPU, of vm: UserspaceVM) {
+            self.vcpu = vcpu
+            self.vm = vm
+        }
     }
 
     private enum Entry {

@@ -56,10 +56,10 @@ enum TSCFrequency {
         return UInt64(ratio.ecx) * UInt64(ratio.ebx) / UInt64(ratio.eax) / 1000
     }
 
-    /// Against the monotonic clock, over 20 ms.
+    /// Against the monotonic clock, over 10 ms.
     private static func measured() -> UInt64 {
         let start = sample()
-        usleep(20_000)
+        usleep(10_000)
         let end = sample()
         return (end.tsc &- start.tsc) * 1_000_000 / max(1, end.nanoseconds - start.nanoseconds)
     }

@@ -14,7 +14,7 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
 
     private let mappingLock = FutexLock()
     /// What keeps mapped run areas alive, by their address.
-    private var mappings: [UInt: [UserspaceVCPU]] = [:]
+    private var mappings: [UInt: [DescriptorTable.VCPUReference]] = [:]
 
     public init() {
         supportedCPUID = SupportedCPUID(host: host, tscKilohertz: TSCFrequency.kilohertz).entries
@@ -36,23 +36,23 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
         switch object {
         case .system: return try handleSystem(known, argument)
         case .machine(let vm): return try handleMachine(vm, known, argument)
-        case .vcpu(let vcpu, let vm):
-            return try withExtendedLifetime(vm) { () throws(Errno) in
-                try vcpu.handle(known, argument)
+        case .vcpu(let reference):
+            return try withExtendedLifetime(reference) { () throws(Errno) in
+                try reference.vcpu.handle(known, argument)
             }
         }
     }
 
     public func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer {
-        guard case .vcpu(let vcpu, _) = try descriptors.object(vcpu) else { throw .operationNotSupportedByDevice }
-        let area = vcpu.runArea.bytes
-        mappingLock.withLock { mappings[UInt(bitPattern: area.baseAddress), default: []].append(vcpu) }
+        guard case .vcpu(let reference) = try descriptors.object(vcpu) else { throw .operationNotSupportedByDevice }
+        let area = reference.vcpu.runArea.bytes
+        mappingLock.withLock { mappings[UInt(bitPattern: area.baseAddress), default: []].append(reference) }
         return area
     }
 
     public func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) {
         let address = UInt(bitPattern: area.baseAddress)
-        let released = mappingLock.withLock { () -> UserspaceVCPU? in
+        let released = mappingLock.withLock { () -> DescriptorTable.VCPUReference? in
             let last = mappings[address]?.popLast()
             if mappings[address]?.isEmpty ?? false { mappings[address] = nil }
             return last
@@ -61,8 +61,8 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     }
 
     public func kick(_ vcpu: KVMDescriptor) {
-        guard case .vcpu(let vcpu, let vm) = try? descriptors.object(vcpu) else { return }
-        withExtendedLifetime(vm) { vcpu.requests.kick() }
+        guard case .vcpu(let reference) = try? descriptors.object(vcpu) else { return }
+        withExtendedLifetime(reference) { reference.vcpu.requests.kick() }
     }
 
     public func close(_ descriptor: KVMDescriptor) { descriptors.remove(descriptor) }

@@ -43,7 +43,10 @@ public struct CPUState {
     /// 32 bits: the guest's x87 state is in the host's registers.
     @inlinable public static var x87LiveOffset: Int { 0x1D8 }
     /// Constants that translated code masks flags with.
-    @inlinable public static var flagMasksOffset: Int { 0x720 }
+    @inlinable public static var flagMasksOffset: Int { 0xA00 }
+    /// What is added to the host's time-stamp counter; what RDTSCP leaves in ECX.
+    @inlinable public static var timeStampOffsetOffset: Int { 0x768 }
+    @inlinable public static var timeStampAuxiliaryOffset: Int { 0x770 }
     /// 32 bits: an interrupt waits for IF to be set.
     @inlinable public static var interruptWindowOffset: Int { 0x760 }
     /// Executable addresses of translated code (start, end) and of the routine faults are redirected to.

@@ -41,7 +41,7 @@ import X86
         #expect(image.word64(8) == 0)
         #expect(image.word64(16) == 0)
         #expect(image.word32(24) == 0x1FA0)
-        #expect(image.word32(28) == 0xFFFF)
+        #expect(image.word32(28) == ExtendedState.mxcsrMask)
         for index in 0..<8 {
             #expect(image.word64(32 + index * 16) == UInt64(index) &* 0x0101_0101_0101_0101 | 1 << 63)
             #expect(image.word64(40 + index * 16) == 0x3FFF)

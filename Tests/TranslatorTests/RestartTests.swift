@@ -63,7 +63,7 @@ import X86
         ([0x4C, 0x8B, 0x0B], false),  // mov r9, [rbx]
         ([0x48, 0x01, 0x03], true),  // add [rbx], rax
         ([0xF0, 0x4C, 0x0F, 0xB1, 0x13], true),  // lock cmpxchg [rbx], r10
-        ([0xF0, 0x48, 0x0F, 0xC7, 0x0B], true),  // lock cmpxchg16b [rbx]
+        ([0xF0, 0x0F, 0xC7, 0x0B], true),  // lock cmpxchg8b [rbx]
         ([0x48, 0xD3, 0x23], true),  // shl qword [rbx], cl
         ([0xC4, 0x62, 0xB3, 0xF6, 0x13], false),  // mulx r10, r9, [rbx]
         ([0xC5, 0xFC, 0x10, 0x03], false),  // vmovups ymm0, [rbx]
@@ -76,7 +76,7 @@ import X86
         ([0xFF, 0x23], false),  // jmp [rbx]
         ([0xF3, 0xAA], true),  // rep stosb
         ([0xA4], true),  // movsb
-        ([0x48, 0x0F, 0xAB, 0x03], true)  // bts [rbx], rax
+        ([0x48, 0x0F, 0xAB, 0x0B], true)  // bts [rbx], rcx
     ]
 
     @Test(arguments: accesses.indices) func pageFaultIsPrecise(_ index: Int) throws {

@@ -13,7 +13,7 @@ final class SmallMachine {
     let vcpu: VCPU
     let memory: UnsafeMutableRawBufferPointer
 
-    init(code: [UInt8] = [], hasIRQChip: Bool = false, id: UInt32 = 0) throws {
+    init(code: [UInt8] = [], hasIRQChip: Bool = false, id: UInt32 = 0, flags: MemoryRegionFlags = []) throws {
         let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.byteCount, alignment: 4096)
         memory.initializeMemory(as: UInt8.self, repeating: 0)
         for (index, byte) in code.enumerated() { memory[Self.codeAddress + index] = byte }
@@ -24,7 +24,7 @@ final class SmallMachine {
         if hasIRQChip { try machine.createIRQChip() }
         try machine.setUserMemoryRegion(
             UserMemoryRegion(
-                slot: 0, flags: 0, guest_phys_addr: 0, memory_size: UInt64(Self.byteCount),
+                slot: 0, flags: flags.rawValue, guest_phys_addr: 0, memory_size: UInt64(Self.byteCount),
                 userspace_addr: UInt64(UInt(bitPattern: memory.baseAddress))))
         vcpu = try machine.createVCPU(id: id)
         try vcpu.setCPUID(try system.supportedCPUID())
@@ -44,4 +44,17 @@ final class SmallMachine {
     }
 
     deinit { memory.deallocate() }
+
+    /// Puts code at a real-mode interrupt's handler address, 0x3000, and points the vector to it.
+    func setHandler(vector: Int, code: [UInt8]) {
+        memory.storeBytes(of: 0x3000, toByteOffset: vector * 4, as: UInt32.self)
+        for (index, byte) in code.enumerated() { memory[0x3000 + index] = byte }
+    }
+
+    /// Enables the local APIC by software.
+    func enableAPIC() throws {
+        var page = try vcpu.localAPIC()
+        withUnsafeMutableBytes(of: &page) { $0.storeBytes(of: 0x1FF, toByteOffset: 0xF0, as: UInt32.self) }
+        try vcpu.setLocalAPIC(page)
+    }
 }

@@ -173,14 +173,3 @@ extension VCPUTable {
         if let failure { throw failure }
     }
 }
-
-/// Runs `body` on `count` threads and `meanwhile` on this one, and waits for all.
-func withThreads(
-    _ count: Int, _ body: @escaping @Sendable (Int) -> Void, meanwhile: () throws -> Void = {}
-) throws {
-    var threads: [HostThread] = []
-    for index in 0..<count { threads.append(try HostThread(name: "test-\(index)") { body(index) }) }
-    let result = Result { try meanwhile() }
-    for thread in threads { thread.join() }
-    try result.get()
-}

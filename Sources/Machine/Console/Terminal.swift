@@ -16,8 +16,6 @@ final class Terminal {
         self.descriptor = descriptor
         SavedTerminal.save(mode, descriptor.rawValue)
         cfmakeraw(&mode)
-        // Line ends of our own messages are still completed.
-        mode.c_oflag |= tcflag_t(OPOST)
         guard Self.set(mode, descriptor.rawValue) else { throw Errno(rawValue: errno) }
     }
 

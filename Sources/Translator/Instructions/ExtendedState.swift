@@ -1,3 +1,4 @@
+import CHost
 import Glibc
 import X86
 
@@ -27,8 +28,11 @@ package enum ExtendedState {
     /// The size of an XSAVE area for the components in `mask`.
     package static func byteCount(_ mask: UInt64) -> Int { mask & avx != 0 ? maximumByteCount : avxOffset }
 
-    /// The bits of MXCSR that can be set.
-    package static var mxcsrMask: UInt32 { 0xFFFF }
+    /// The bits of MXCSR that can be set: those of the host, because LDMXCSR is copied. MM exists with misaligned SSE mode.
+    package static let mxcsrMask: UInt32 = {
+        let hasExtension = martlet_cpuid(0x8000_0000, 0).eax >= 0x8000_0001
+        return hasExtension && martlet_cpuid(0x8000_0001, 0).ecx & 1 << 7 != 0 ? 0x2_FFFF : 0xFFFF
+    }()
     package static var initialMXCSR: UInt32 { 0x1F80 }
 
     /// The x87 status word with ES and B as the processor derives them from exception flags and masks.

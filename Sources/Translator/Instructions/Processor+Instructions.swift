@@ -110,10 +110,13 @@ extension Processor {
             // ORDERING: the guest's own fence; the strongest serves for all of them.
             atomicMemoryFence(ordering: .sequentiallyConsistent)
             advance(i)
+        case ZYDIS_MNEMONIC_CLFLUSH, ZYDIS_MNEMONIC_CLFLUSHOPT, ZYDIS_MNEMONIC_CLWB:
+            // Nothing is cached, but the byte has to be there.
+            _ = try hostPointer(linearAddress(i.operand(0).memory, of: i), forWriting: false)
+            advance(i)
         case ZYDIS_MNEMONIC_NOP, ZYDIS_MNEMONIC_PAUSE, ZYDIS_MNEMONIC_PREFETCH, ZYDIS_MNEMONIC_PREFETCHNTA,
             ZYDIS_MNEMONIC_PREFETCHT0, ZYDIS_MNEMONIC_PREFETCHT1, ZYDIS_MNEMONIC_PREFETCHT2, ZYDIS_MNEMONIC_PREFETCHW,
-            ZYDIS_MNEMONIC_PREFETCHWT1, ZYDIS_MNEMONIC_CLFLUSH, ZYDIS_MNEMONIC_CLFLUSHOPT, ZYDIS_MNEMONIC_CLWB,
-            ZYDIS_MNEMONIC_CLDEMOTE, ZYDIS_MNEMONIC_ENDBR32, ZYDIS_MNEMONIC_ENDBR64, ZYDIS_MNEMONIC_RDSSPD,
+            ZYDIS_MNEMONIC_PREFETCHWT1, ZYDIS_MNEMONIC_CLDEMOTE, ZYDIS_MNEMONIC_ENDBR32, ZYDIS_MNEMONIC_ENDBR64, ZYDIS_MNEMONIC_RDSSPD,
             ZYDIS_MNEMONIC_RDSSPQ:
             // Hints, and instructions that do nothing without shadow stacks.
             advance(i)

@@ -40,7 +40,7 @@ extension UserspaceKVM {
         let slot = try descriptors.reserve()
         do {
             let vcpu = try vm.createVCPU(id: id)
-            descriptors.fill(slot, with: .vcpu(vcpu, of: vm))
+            descriptors.fill(slot, with: .vcpu(DescriptorTable.VCPUReference(vcpu, of: vm)))
             return slot.rawValue
         } catch {
             descriptors.remove(slot)

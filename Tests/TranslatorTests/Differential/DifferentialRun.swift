@@ -23,7 +23,7 @@ final class DifferentialRun {
         disassembler = Disassembler(isNarrow: isNarrow)
         generator = SequenceGenerator(
             isNarrow: isNarrow, catalog: InstructionCatalog(isNarrow: isNarrow), disassembler: disassembler,
-            random: SeededGenerator(seed: seed))
+            random: RandomSource(seed: seed))
         areaByteCount = Self.batchCount * 2 * CaseSlot.byteCount
         area = mmap(nil, areaByteCount, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
     }
@@ -47,7 +47,7 @@ final class DifferentialRun {
             let batch = min(Self.batchCount, count - summary.caseCount)
             var codes: [([UInt8], [Int])] = []
             for i in 0..<batch {
-                generator.random = SeededGenerator(seed: seed &+ UInt64(summary.caseCount + i) &* 0x1_0000_0001)
+                generator.random = RandomSource(seed: seed &+ UInt64(summary.caseCount + i) &* 0x1_0000_0001)
                 generator.fill(nativeSlot(i))
                 codes.append((generator.bytes, generator.starts))
                 prepare(i, generator.bytes)

@@ -37,11 +37,10 @@ final class GuestRunner {
         writePageTables()
         writeDescriptors()
         memset(machine.ram + Physical.handlers, 0xF4, 256)
-        let system = processor.system
-        _ = system
         processor.system.cr3 = UInt64(Physical.tables)
         processor.system.cr4 =
             CR4.physicalAddressExtension | CR4.fxsave | CR4.simdExceptions | CR4.xsave | CR4.fsgsbase
+            | CR4.userModeInstructionPrevention
         processor.system.cr0 =
             CR0.protection | CR0.paging | CR0.writeProtect | CR0.numericError | CR0.monitorCoprocessor
         processor.system.efer = EFER.longModeEnable | EFER.longModeActive | EFER.noExecute
@@ -91,9 +90,13 @@ final class GuestRunner {
         ]
         for (i, descriptor) in descriptors.enumerated() { store(descriptor, at: Physical.gdt + i * 8) }
         store(UInt64(Physical.stackTop), at: Physical.taskState + 4)
+        // No permission map for ports.
+        machine.ram.storeBytes(of: 0x68, toByteOffset: Physical.taskState + 0x66, as: UInt16.self)
         for vector in 0..<256 {
             let handler = UInt64(Physical.handlers + vector)
-            let low = handler & 0xFFFF | UInt64(Selector.kernelCode) << 16 | 0xEE00 << 32 | (handler >> 16) << 48
+            // INT3 and INTO are for user code, too.
+            let access: UInt64 = vector == 3 || vector == 4 ? 0xEE00 : 0x8E00
+            let low = handler & 0xFFFF | UInt64(Selector.kernelCode) << 16 | access << 32 | (handler >> 16) << 48
             store(low, at: Physical.idt + vector * 16)
             store(0, at: Physical.idt + vector * 16 + 8)
         }

@@ -64,6 +64,10 @@ final class NativeRunner {
         progress.pointee = 0
         let child = fork()
         if child == 0 {
+            // Worker threads of the runtime block signals, which a child inherits.
+            var none = sigset_t()
+            sigemptyset(&none)
+            sigprocmask(SIG_SETMASK, &none, nil)
             alarm(60)
             Self.prepare()
             for (number, slot) in slots.enumerated() {

@@ -103,7 +103,7 @@ struct MemoryImages {
     init(seed: UInt64) {
         let byteCount = Self.count * TestArea.memoryByteCount
         base = .allocate(byteCount: byteCount, alignment: 4096)
-        var random = SeededGenerator(seed: seed)
+        var random = RandomSource(seed: seed)
         for i in 0..<byteCount / 8 {
             let image = i * 8 / TestArea.memoryByteCount
             // Some images repeat values, so that comparisons find equals.

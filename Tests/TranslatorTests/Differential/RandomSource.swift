@@ -1,5 +1,5 @@
 /// A small, fast, reproducible source of random numbers (SplitMix64).
-struct SeededGenerator: RandomNumberGenerator {
+struct RandomSource: RandomNumberGenerator {
     private var state: UInt64
 
     init(seed: UInt64) { state = seed }

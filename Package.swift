@@ -70,6 +70,22 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
+        .target(
+            name: "TestSupport",
+            dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
+            path: "Tests/TestSupport", swiftSettings: strict),
+        .executableTarget(
+            name: "BareGuest",
+            dependencies: [
+                "UserspaceKVM", "KVMInterface", "Machine", "Host", "Addressing",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/BareGuest", swiftSettings: strict),
+        .testTarget(
+            name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: execution),
+        .testTarget(
+            name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
+            swiftSettings: execution),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(
             name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU"],
@@ -85,10 +101,6 @@ let package = Package(
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
-        .testTarget(
-            name: "EndToEndTests",
-            dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],
-            swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
         .testTarget(
             name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],

@@ -29,8 +29,7 @@ if [[ $# -gt 0 ]]; then
     "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest "$@" </dev/null 2>&1 | tee "$log"
     status=${PIPESTATUS[0]}
 else
-    for directory in Tests/*Tests; do
-        target="${directory#Tests/}"
+    for target in $(sed -n 's/.*name: "\([A-Za-z]*Tests\)".*/\1/p' Package.swift | sort); do
         echo "martlet: $target" >&2
         "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest --no-parallel --filter "^$target\\." \
             </dev/null 2>&1 | tee -a "$log"

@@ -160,7 +160,8 @@ extension Processor {
                 followCacheResets()
                 continue
             }
-            if let block = try translate(linear, physical, form) {
+            let translated = try withHostControl { () throws(GuestFault) in try translate(linear, physical, form) }
+            if let block = translated {
                 if form == .block { tlb.insertJump(linear, target: block.address) }
                 return (block.address, block.secondPage == TranslationCache.Block.noPage)
             }

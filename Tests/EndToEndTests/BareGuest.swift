@@ -1,6 +1,3 @@
-import Glibc
-import SystemPackage
-
 /// A guest of a few instructions, as an ELF file with a PVH note: it starts in 32-bit protected mode without paging.
 enum BareGuest {
     /// Waits for interrupts that never come.
@@ -49,18 +46,4 @@ enum BareGuest {
         file += header(type: 4, flags: 4, offset: codeOffset + code.count, address: 0, count: note.count)
         return file + code + note
     }
-}
-
-/// A file that goes away with its owner.
-final class TemporaryFile {
-    let path: String
-
-    init(_ bytes: [UInt8]) throws {
-        var template = Array("/tmp/martlet-test-XXXXXX".utf8CString)
-        let descriptor = FileDescriptor(rawValue: mkstemp(&template))
-        path = FilePath(platformString: template).string
-        try descriptor.closeAfter { _ = try descriptor.writeAll(bytes) }
-    }
-
-    deinit { unlink(path) }
 }

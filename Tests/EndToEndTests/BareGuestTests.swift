@@ -1,98 +1,118 @@
 import Glibc
+import TestSupport
 import Testing
 
-/// The command with guests of a few instructions: exit statuses, console, signals.
-@Suite struct BareGuestTests {
-    private static func run(_ code: [UInt8], _ arguments: [String] = [], input: String = "") throws -> Command.Result {
-        let kernel = try TemporaryFile(BareGuest.elf(code))
-        return try Command.run(["run", "--kernel", kernel.path, "--memory", "16M"] + arguments, input: input)
-    }
+extension EndToEnd {
+    /// The command with guests of a few instructions: exit statuses, console, signals.
+    @Suite struct BareGuests {
+        /// Prints for ever.
+        private static let chatter: [UInt8] = [0x66, 0xBA, 0xF8, 0x03, 0xB0, 0x79, 0xEE, 0xEB, 0xFD]
+        private static let busyLoop: [UInt8] = [0xEB, 0xFE]
 
-    @Test func powerOffIsSuccess() throws {
-        let result = try Self.run(BareGuest.print("ok\n") + BareGuest.powerOff)
-        #expect(result.status == 0)
-        #expect(result.output == "ok\n")
-        #expect(result.errors == "")
-    }
+        private let scratch = ScratchDirectory()
 
-    @Test func aTripleFaultShowsTheRegisters() throws {
-        let result = try Self.run(BareGuest.print("x") + BareGuest.tripleFault)
-        #expect(result.status == 3)
-        #expect(result.output == "x")
-        #expect(result.errors.contains("RIP="))
-        #expect(result.errors.contains("CR3="))
-        #expect(result.errors.contains("triple fault"))
-    }
+        private func arguments(_ code: [UInt8], _ more: [String] = []) -> [String] {
+            let kernel = scratch.write(BareGuest.elf(code), to: "kernel")
+            return ["run", "--kernel", kernel, "--memory", "16M"] + more
+        }
 
-    @Test func aResetCanEndTheRun() throws {
-        let result = try Self.run(BareGuest.print("r") + BareGuest.reset, ["--no-reboot"])
-        #expect(result.status == 0)
-        #expect(result.output == "r")
-    }
+        @Test func powerOffIsSuccess() throws {
+            let child = try Boot.start(arguments(BareGuest.print("ok\n") + BareGuest.powerOff))
+            #expect(child.wait() == .exited(0))
+            #expect(child.outputText == "ok\n")
+            #expect(child.errors.isEmpty, "\(child.errorText)")
+        }
 
-    @Test func aPipeGoesThroughUnchangedAndItsEndEndsNothing() throws {
-        let kernel = try TemporaryFile(BareGuest.elf(BareGuest.echo))
-        let session = try Session(onPipes: ["run", "--kernel", kernel.path, "--memory", "16M"])
-        try session.type("a\u{1}x\u{3}\u{0}b\n")
-        try session.expect("a\u{1}x\u{3}\u{0}b\n")
-        try session.type("last")
-        try session.endInput()
-        try session.expect("last")
-        session.send(signal: SIGTERM)
-        #expect(try session.end() == 128 + SIGTERM)
-    }
+        /// No interrupt table, and an exception: the processor shuts down.
+        @Test(arguments: [1, 2])
+        func aTripleFaultShowsTheRegisters(cpus: Int) throws {
+            // mov ebp, 0x12345678; lidt [0x200000]; int3
+            let code: [UInt8] = [
+                0xBD, 0x78, 0x56, 0x34, 0x12, 0x0F, 0x01, 0x1D, 0x00, 0x00, 0x20, 0x00, 0xCC
+            ]
+            let child = try Boot.start(arguments(BareGuest.print("x") + code, ["--cpus", "\(cpus)"]))
+            #expect(child.wait() == .exited(3), Boot.account(child))
+            #expect(child.outputText == "x")
+            let rip = 0x10_0000 + BareGuest.print("x").count + 12
+            for part in [
+                "vCPU 0:", "RBP=0000000012345678", "CR0=0000000000000011", "CS =0010", "GDT=base",
+                "IDT=base 0000000000000000 limit 0000",
+                "RIP=0000000000\(String(rip, radix: 16))", "triple fault"
+            ] {
+                #expect(child.errorText.contains(part), "\(part): \(child.errorText)")
+            }
+            #expect(!child.hasLeftProcesses)
+        }
 
-    @Test(arguments: [SIGINT, SIGTERM, SIGHUP])
-    func signalsEndTheRunAndRestoreTheTerminal(signal: Int32) throws {
-        let kernel = try TemporaryFile(BareGuest.elf(BareGuest.print("up") + BareGuest.idle))
-        let session = try Session(onTerminal: ["run", "--kernel", kernel.path, "--memory", "16M", "--cpus", "2"])
-        try session.expect("up")
-        #expect(session.modeNow.c_lflag & tcflag_t(ICANON | ECHO | ISIG) == 0)
-        session.send(signal: signal)
-        #expect(try session.end() == 128 + signal)
-        #expect(session.modeNow.c_lflag == session.modeBefore.c_lflag)
-        #expect(session.modeNow.c_iflag == session.modeBefore.c_iflag)
-        #expect(session.modeNow.c_oflag == session.modeBefore.c_oflag)
-    }
+        @Test func aResetCanEndTheRun() throws {
+            let child = try Boot.start(arguments(BareGuest.print("r") + BareGuest.reset, ["--no-reboot"]))
+            #expect(child.wait() == .exited(0))
+            #expect(child.outputText == "r")
+        }
 
-    @Test func theTerminalIsTheGuests() throws {
-        let kernel = try TemporaryFile(BareGuest.elf(BareGuest.print("up") + BareGuest.echo))
-        let session = try Session(onTerminal: ["run", "--kernel", kernel.path, "--memory", "16M"])
-        try session.expect("up")
-        try session.type("hello\u{3}\u{1}a!")
-        try session.expect("hello\u{3}\u{1}!")
-        try session.type("\u{1}x")
-        #expect(try session.end() == 0)
-        #expect(session.modeNow.c_lflag == session.modeBefore.c_lflag)
-    }
+        @Test func aResetStartsAgain() throws {
+            let child = try Boot.start(arguments(BareGuest.print("r") + BareGuest.reset))
+            #expect(child.waitForOutput(containing: "r", count: 5))
+            child.signal(SIGTERM)
+            #expect(child.wait() == .exited(143))
+        }
 
-    /// A guest in a tight loop with nobody to stop it but us.
-    @Test func aBusyGuestCanBeLeft() throws {
-        let kernel = try TemporaryFile(BareGuest.elf(BareGuest.print("up") + [0xEB, 0xFE]))
-        let session = try Session(onTerminal: ["run", "--kernel", kernel.path, "--memory", "16M"])
-        try session.expect("up")
-        try session.type("\u{1}x")
-        #expect(try session.end() == 0)
-    }
+        @Test func aPipeGoesThroughUnchangedAndItsEndEndsNothing() throws {
+            let child = try Boot.start(arguments(BareGuest.echo), input: .pipe)
+            child.send("a\u{1}x\u{3}\u{0}b\n")
+            #expect(child.waitForOutput(containing: "a\u{1}x\u{3}\u{0}b\n"))
+            child.send("last")
+            child.closeInput()
+            #expect(child.waitForOutput(containing: "last"))
+            #expect(child.wait(patienceSeconds: 0.2) == .running)
+            child.signal(SIGTERM)
+            #expect(child.wait() == .exited(143))
+        }
 
-    @Test func aReaderThatLeavesEndsTheRun() throws {
-        // Prints for ever.
-        let loop: [UInt8] = [0x66, 0xBA, 0xF8, 0x03, 0xB0, 0x79, 0xEE, 0xEB, 0xFD]
-        let kernel = try TemporaryFile(BareGuest.elf(loop))
-        let session = try Session(onPipes: ["run", "--kernel", kernel.path, "--memory", "16M"])
-        try session.expect("yyyy")
-        try session.stopReading()
-        #expect(try session.end() == 2)
-    }
+        @Test(arguments: [SIGINT, SIGTERM, SIGHUP], [BareGuest.idle, busyLoop])
+        func signalsEndTheRunAndRestoreTheTerminal(signal: CInt, code: [UInt8]) throws {
+            let session = try TerminalSession(arguments(BareGuest.print("up") + code, ["--cpus", "2"]))
+            #expect(session.waits(for: "up"), session.account)
+            #expect(!session.isCooked)
+            session.child.signal(signal)
+            #expect(session.waitForEnd() == .exited(128 + signal))
+            #expect(session.settings == session.settingsBefore)
+            #expect(!session.child.hasLeftProcesses)
+        }
 
-    /// A full pipe slows the guest down; a signal still ends the run.
-    @Test func aReaderThatDoesNotReadHoldsUpNobodyWhoLeaves() throws {
-        let loop: [UInt8] = [0x66, 0xBA, 0xF8, 0x03, 0xB0, 0x79, 0xEE, 0xEB, 0xFD]
-        let kernel = try TemporaryFile(BareGuest.elf(loop))
-        let session = try Session(onPipes: ["run", "--kernel", kernel.path, "--memory", "16M"])
-        try session.expect("y")
-        usleep(200_000)
-        session.send(signal: SIGINT)
-        #expect(try session.end() == 128 + SIGINT)
+        @Test func theTerminalIsTheGuests() throws {
+            let session = try TerminalSession(arguments(BareGuest.print("up") + BareGuest.echo))
+            #expect(session.waits(for: "up"), session.account)
+            session.type("hello\u{3}\u{1}a!")
+            #expect(session.waits(for: "hello\u{3}\u{1}!"), session.account)
+            session.type("\u{1}x")
+            #expect(session.waitForEnd() == .exited(0))
+            #expect(session.settings == session.settingsBefore)
+        }
+
+        /// A guest in a tight loop with nobody to stop it but us.
+        @Test func aBusyGuestCanBeLeft() throws {
+            let session = try TerminalSession(arguments(BareGuest.print("up") + Self.busyLoop))
+            #expect(session.waits(for: "up"), session.account)
+            session.type("\u{1}x")
+            #expect(session.waitForEnd() == .exited(0))
+        }
+
+        @Test func aReaderThatLeavesEndsTheRun() throws {
+            let child = try Boot.start(arguments(Self.chatter))
+            #expect(child.waitForOutput(containing: "yyyy"))
+            child.closeOutput()
+            #expect(child.wait() == .exited(2), Boot.account(child))
+            #expect(child.errors.occurrences(of: "\n") == 1 && child.errorText.contains("standard output"))
+        }
+
+        /// A full pipe slows the guest down; a signal still ends the run.
+        @Test func aReaderThatDoesNotReadHoldsUpNobodyWhoLeaves() throws {
+            let child = try Boot.start(arguments(Self.chatter))
+            #expect(child.waitForOutput(containing: "y"))
+            usleep(200_000)
+            child.signal(SIGINT)
+            #expect(child.wait() == .exited(128 + SIGINT))
+        }
     }
 }

@@ -1,9 +1,11 @@
 import KVMInterface
 
 /// How a guest's processors are arranged: cores of one package, one thread each.
-struct ProcessorTopology {
+package struct ProcessorTopology {
     /// How many there can be.
     let count: Int
+
+    package init(count: Int) { self.count = count }
 
     /// The number of bits of an APIC identifier that count cores.
     private var coreBits: UInt32 { count == 1 ? 0 : UInt32(Int.bitWidth - (count - 1).leadingZeroBitCount) }
@@ -11,7 +13,7 @@ struct ProcessorTopology {
     /// `supported` completed for the processor with APIC identifier `id`.
     ///
     /// > Source: Intel SDM volume 2, CPUID leaves 1, 4 and 0BH; AMD APM volume 3, function 8000_0008h.
-    func leaves(_ supported: [CPUIDEntry], for id: UInt32) -> [CPUIDEntry] {
+    package func leaves(_ supported: [CPUIDEntry], for id: UInt32) -> [CPUIDEntry] {
         let isMany = count > 1
         var leaves = supported.filter { $0.function != 0xB && $0.function != 0x1F }
         for index in leaves.indices {

@@ -3,7 +3,7 @@ import SystemPackage
 
 extension VCPU {
     /// Gives the processor the registers with which it starts the guest.
-    func enter(_ state: BootState) throws(Errno) {
+    package func enter(_ state: BootState) throws(Errno) {
         var special = try specialRegisters()
         special.cs = SegmentState(state.cs)
         special.ds = SegmentState(state.data)

@@ -1,0 +1,130 @@
+import Glibc
+import TestSupport
+import Testing
+
+/// The same bare guests on Martlet's core and on QEMU's translator, for what user space cannot execute natively.
+///
+/// Each guest prints one line for each check. Lines that differ must be in ``AcceptedDifference/all``, and every entry
+/// there must be needed.
+@Suite(
+    .serialized, .timeLimit(.minutes(10)),
+    .enabled(if: GuestAssembler.isAvailable, Comment(rawValue: GuestAssembler.missing)),
+    .enabled(if: BareGuestRunner.path != nil, Comment(rawValue: BareGuestRunner.missing)))
+struct BareGuestTests {
+    @Test(
+        .enabled(if: QEMU.isAvailable, Comment(rawValue: QEMU.missing)), arguments: BareGuest.all)
+    func sameAsQEMU(guest: BareGuest) throws {
+        let scratch = ScratchDirectory()
+        let kernel = try guest.kernel(in: scratch)
+        let martlet = try BareGuestRunner.start(kernel, cpus: guest.cpus)
+        let qemu = try QEMU.start(kernel, cpus: guest.cpus)
+        #expect(
+            martlet.wait() == .exited(guest.ending.martletStatus),
+            "\(martlet.outputText.suffix(500))\(martlet.errorText)")
+        #expect(qemu.wait() == .exited(guest.ending.qemuStatus), "\(qemu.outputText.suffix(500))\(qemu.errorText)")
+        let differences = Difference.between(martlet: martlet.outputText, qemu: qemu.outputText)
+        var unused = AcceptedDifference.all.filter { $0.guest == guest.name }
+        for difference in differences {
+            if let index = unused.firstIndex(where: { $0.covers(difference) }) {
+                if !unused[index].coversMany { unused.remove(at: index) }
+            } else {
+                Issue.record("\(guest.name): \(difference)")
+            }
+        }
+        for entry in unused where !differences.contains(where: entry.covers) {
+            Issue.record("\(guest.name): no difference any more: \(entry.title)")
+        }
+    }
+}
+
+/// One of the guests in `Guests`.
+struct BareGuest: CustomTestStringConvertible, Sendable {
+    enum Ending: Sendable {
+        /// It says so.
+        case finished
+        /// Its processor shuts down.
+        case shutdown
+
+        var martletStatus: Int32 { self == .finished ? 0 : 3 }
+        /// QEMU's debug exit has status 1; a shutdown resets, which ends it.
+        var qemuStatus: Int32 { self == .finished ? 1 : 0 }
+    }
+
+    var name: String
+    var cpus = 1
+    var ending = Ending.finished
+
+    var testDescription: String { name }
+
+    static let all: [BareGuest] = [
+        .init(name: "paging")
+    ]
+
+    static let directory = {
+        let file = #filePath
+        return file[..<(file.lastIndex(of: "/") ?? file.startIndex)] + "/Guests"
+    }()
+
+    func kernel(in scratch: ScratchDirectory) throws -> String {
+        let source = try #require(ScratchDirectory.contents(of: "\(Self.directory)/\(name).s"))
+        return try GuestAssembler.kernel(
+            String(decoding: source, as: UTF8.self), name: name, in: scratch, includes: String(Self.directory))
+    }
+}
+
+/// The program that runs bare guests on the core.
+enum BareGuestRunner {
+    /// Beside the command.
+    static let path: String? = {
+        guard let command = MartletCommand.path, let slash = command.lastIndex(of: "/") else { return nil }
+        let path = command[..<slash] + "/BareGuest"
+        return access(path, X_OK) == 0 ? path : nil
+    }()
+
+    static let missing = "needs the runner of bare guests beside the martlet command: swift build --build-tests"
+
+    static func start(_ kernel: String, cpus: Int, seconds: Int = 60) throws -> ChildProcess {
+        let program = try #require(path)
+        return try ChildProcess([program, kernel, "\(cpus)", "\(seconds)"])
+    }
+}
+
+/// QEMU's translator, which stands for the manual where the host's processor cannot be asked.
+enum QEMU {
+    static let isAvailable = access(program, X_OK) == 0
+    static let missing = "needs qemu-system-x86_64 (Debian package qemu-system-x86)"
+
+    private static var program: String { "/usr/bin/qemu-system-x86_64" }
+
+    static func start(_ kernel: String, cpus: Int) throws -> ChildProcess {
+        // The makers' processors differ, and Martlet's is the host's.
+        let information = ScratchDirectory.contents(of: "/proc/cpuinfo") ?? []
+        let vendor = information.occurrences(of: "AuthenticAMD") > 0 ? "AuthenticAMD" : "GenuineIntel"
+        return try ChildProcess([
+            program, "-accel", "tcg", "-cpu", "max,vendor=\(vendor)", "-M", "q35", "-m", "64", "-smp", "\(cpus)",
+            "-nodefaults", "-display", "none", "-debugcon", "stdio", "-no-reboot", "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", kernel
+        ])
+    }
+}
+
+/// Two lines that should be the same.
+struct Difference: CustomStringConvertible {
+    var martlet: String
+    var qemu: String
+
+    var description: String { "Martlet '\(martlet)', QEMU '\(qemu)'" }
+
+    static func between(martlet: String, qemu: String) -> [Difference] {
+        let left = martlet.split(separator: "\n").map(String.init)
+        let right = qemu.split(separator: "\n").map(String.init)
+        var differences: [Difference] = []
+        for index in 0..<max(left.count, right.count) {
+            let pair = Difference(
+                martlet: index < left.count ? left[index] : "(nothing)",
+                qemu: index < right.count ? right[index] : "(nothing)")
+            if pair.martlet != pair.qemu { differences.append(pair) }
+        }
+        return differences
+    }
+}

@@ -11,7 +11,7 @@ PRODUCT := .build/$(CONFIGURATION)/martlet
 export SWIFT CONFIGURATION PRODUCT
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench fuzz format install clean
+.PHONY: help run build test bench fuzz sanitize format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,12 @@ fuzz: ## Fuzz the loader and the translator, SECONDS=60 each
 	@SECONDS_EACH='$(SECONDS)' Tools/fuzz.sh
 
 format: ## Format every Swift file as .swift-format says
+<<<<<<< HEAD
+	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests \
+	    Benchmarks/Package.swift Benchmarks/Sources Fuzz
+=======
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Fuzz Benchmarks/Package.swift Benchmarks/Sources
+>>>>>>> main
 
 install: build ## Install the command and its completions under PREFIX (/usr/local)
 	@Tools/install.sh '$(DESTDIR)$(PREFIX)'

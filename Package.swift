@@ -104,8 +104,7 @@ let package = Package(
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
         .testTarget(
             name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],
-            path: "Fuzz", exclude: ["Package.swift", "CFuzzer", "Corpus", "FuzzLoader", "FuzzTranslator", "x86.dict"],
-            sources: ["LoaderCase", "TranslatorCase", "CorpusTests"], swiftSettings: execution),
+            swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(

@@ -257,8 +257,9 @@ final class FuzzMachine: ProcessorPlatform {
         fatalError("\(message); RIP \(String(processor.state.rip, radix: 16)), mode \(options.mode)")
     }
 
-    @inline(never) private func divide(_ a: Float, _ b: Float) -> Float { a / b }
-    @inline(never) private func divide80(_ a: Float80, _ b: Float80) -> Float80 { a / b }
+    // Not to be computed by the compiler.
+    @_optimize(none) private func divide(_ a: Float, _ b: Float) -> Float { a / b }
+    @_optimize(none) private func divide80(_ a: Float80, _ b: Float80) -> Float80 { a / b }
 
     // MARK: ProcessorPlatform
 

@@ -392,6 +392,7 @@ extension Processor {
             }
             let code = try findBlock(.step).code
             system.interruptShadow = false
+            if kind == .copy && instruction.unit == .x87 && !isX87Live { loadX87() }
             return try handleExit(enter(code))
         } catch {
             return handle(error)

@@ -20,7 +20,7 @@ import Testing
 
     /// The files of one corpus, by name; each is announced when it is reached.
     private static func inputs(_ name: String) throws -> LazyMapSequence<[String], [UInt8]> {
-        let directory = #filePath.split(separator: "/").dropLast(2).reduce("") { $0 + "/" + $1 } + "/Corpus/\(name)"
+        let directory = #filePath.split(separator: "/").dropLast(3).reduce("") { $0 + "/" + $1 } + "/Fuzz/Corpus/\(name)"
         guard let stream = opendir(directory) else { throw Missing(path: directory) }
         defer { closedir(stream) }
         var names: [String] = []

@@ -121,7 +121,7 @@ extension EndToEnd {
         @Test(.needsGuests, arguments: ["4K", "1M", "8M", "32M", "33T", "1000000T"])
         func memory(size: String) throws {
             let kernel = try #require(MartletCommand.guest(.cloud)).kernel.string
-            try expect(["memory", "--memory"], ["run", "--kernel", kernel, "--memory", size])
+            try expect(["memory"], ["run", "--kernel", kernel, "--memory", size])
         }
 
         /// More than the host can map, though a guest could address it.

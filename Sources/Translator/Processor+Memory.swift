@@ -264,10 +264,11 @@ extension Processor {
         clientAccesses.append((request, value))
     }
 
-    /// Forgets the client's answers used so far. String instructions call it after each completed iteration.
+    /// Forgets the client's answers: what they were given for is complete. String instructions call it after each
+    /// completed iteration.
     public func commitClientAccesses() {
         if clientAccesses.isEmpty { return }
-        clientAccesses.removeFirst(usedClientAccesses)
+        clientAccesses.removeAll(keepingCapacity: true)
         usedClientAccesses = 0
     }
 

@@ -24,9 +24,11 @@ extension Processor {
                 continue
             }
             if hasAttention || wantsInterruptWindow && canAcceptInterrupt {
-                // An instruction in the shadow of STI or MOV SS is executed before anything else happens.
-                if !isInShadow { return .attention }
+                // An instruction in the shadow of STI or MOV SS is executed before anything else happens, and so is one
+                // whose access the client has answered.
+                if !isInShadow && !isCompletingAccess { return .attention }
                 if let result = step() { return result }
+                commitClientAccesses()
                 continue
             }
             if mode.singleSteps || watchesMemory {

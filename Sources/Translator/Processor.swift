@@ -279,8 +279,12 @@ public final class Processor {
 
     /// Whether an external interrupt could be delivered now: IF is set, no shadow, no other event pending.
     public var canAcceptInterrupt: Bool {
-        state.systemFlags & RFlags.interrupt != 0 && !isInShadow && system.pendingEvent == nil
+        state.systemFlags & RFlags.interrupt != 0 && !isInShadow && system.pendingEvent == nil && !isCompletingAccess
     }
+
+    /// The client has answered an access of the instruction at RIP, which has not used all answers yet. Nothing is
+    /// delivered before it is complete: it would make the access twice.
+    public var isCompletingAccess: Bool { !clientAccesses.isEmpty }
 
     /// STI or a load of SS was the previous instruction.
     var isInShadow: Bool { system.interruptShadow && state.rip == shadowRIP }

@@ -90,7 +90,7 @@ extension UserspaceVCPU {
 
     // MARK: NMI
 
-    private var hasPendingNMI: Bool { apic?.hasPendingNMI ?? hasSignal(.nmi) }
+    var hasPendingNMI: Bool { apic?.hasPendingNMI ?? hasSignal(.nmi) }
 
     private func setPendingNMI(_ isPending: Bool) {
         if isPending {

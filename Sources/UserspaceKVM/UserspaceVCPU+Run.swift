@@ -17,8 +17,9 @@ extension UserspaceVCPU {
         if apic == nil { clientTaskPriority = UInt8(truncatingIfNeeded: runArea.run.pointee.cr8) & 0xF }
         defer { publishRunState() }
         // A client access is completed even if the client wants out: its answer must not be lost.
-        var completes = answerPendingAccess()
+        answerPendingAccess()
         while true {
+            let completes = processor.isCompletingAccess
             if !completes, mustReturn { throw interrupted() }
             acceptStartupSignals()
             serviceTimer()
@@ -26,16 +27,15 @@ extension UserspaceVCPU {
                 try waitForActivity()
                 continue
             }
-            if !completes, isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
+            if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             // With attention raised, the processor completes the access that was answered and no more.
-            if completes, mustReturn { processor.raiseAttention() } else { processor.clearAttention() }
+            if completes, mustReturn || hasPendingNMI { processor.raiseAttention() } else { processor.clearAttention() }
             requests.enter()
             if takeSignal(.clockChanged) { writeParavirtualClock() }
-            if !completes { injectEvents() }
+            injectEvents()
             let result = processor.run()
             if result == .emulationFailure { describeEmulationFailure() }
             requests.leave()
-            completes = false
             if let outcome = try handle(result) { return outcome }
         }
     }
@@ -145,10 +145,12 @@ extension UserspaceVCPU {
         apic == nil && runArea.run.pointee.request_interrupt_window != 0 && processor.canAcceptInterrupt
     }
 
-    /// Chooses the event the processor delivers first, or asks for the moment at which one could be.
+    /// Chooses the event the processor delivers first, or asks for the moment at which one could be: none is delivered
+    /// before an access that the client has answered is complete.
     /// > Concurrency: the owner, inside.
     private func injectEvents() {
-        if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, takeNMI() {
+        if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, !processor.isCompletingAccess, takeNMI()
+        {
             processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)
         }
         guard let apic else {

@@ -6,12 +6,10 @@ import X86
 
 extension UserspaceVCPU {
     /// Hands the client's answer to the access of the last exit to the processor.
-    /// - Returns: whether there was one.
-    func answerPendingAccess() -> Bool {
-        guard let access = pendingAccess else { return false }
+    func answerPendingAccess() {
+        guard let access = pendingAccess else { return }
         pendingAccess = nil
         processor.answerClientRead(answer(to: access))
-        return true
     }
 
     private func answer(to access: ClientRequest) -> UInt64 {

@@ -85,6 +85,54 @@ import UserspaceKVM
         #expect(try small.vcpu.events().nmi.masked == 1)
     }
 
+    /// sti ; nop ; out 0x11,al ; jmp $
+    private static let portWriter: [UInt8] = [0xFB, 0x90, 0xE6, 0x11, 0xEB, 0xFE]
+    /// Behind its OUT.
+    private static let afterWrite = SmallMachine.codeAddress + 4
+
+    /// Runs ``portWriter`` to its exit.
+    private func runToWrite() throws -> SmallMachine {
+        let small = try SmallMachine(code: Self.portWriter, hasIRQChip: true)
+        guard case .io(let access) = try small.vcpu.run(), access.port == 0x11 else {
+            Issue.record("no port exit: \(small.vcpu.runArea.exit)")
+            return small
+        }
+        return small
+    }
+
+    /// A device raises its line while the client performs the access: the guest takes the interrupt at once, and the
+    /// access is not made again.
+    @Test func lineRaisedDuringAnExit() throws {
+        let small = try runToWrite()
+        small.setHandler(vector: 0x24, code: Self.handler)
+        var pic = try small.machine.irqChip(.picMaster)
+        pic.chip.pic.irq_base = 0x20
+        pic.chip.pic.imr = 0
+        try small.machine.setIRQChip(pic)
+        try small.machine.irqLine(gsi: 4, level: true)
+        try expectPortExit(small)
+        #expect(small.memory.load(fromByteOffset: 0x7FFA, as: UInt16.self) >= Self.afterWrite)
+    }
+
+    @Test func nonMaskableDuringAnExit() throws {
+        let small = try runToWrite()
+        small.setHandler(vector: 2, code: Self.handler)
+        try small.vcpu.nmi()
+        try expectPortExit(small)
+        #expect(small.memory.load(fromByteOffset: 0x7FFA, as: UInt16.self) >= Self.afterWrite)
+    }
+
+    /// A run that may not enter the guest completes the access and no more.
+    @Test func immediateExitCompletesTheAccess() throws {
+        let small = try runToWrite()
+        small.vcpu.immediateExit = true
+        guard case .interrupted = try small.vcpu.run() else {
+            Issue.record("not interrupted: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(try small.vcpu.registers().rip == UInt64(Self.afterWrite))
+    }
+
     /// A processor sends itself an IPI through the page at 0xFEE00000, out of reach of real mode: x2APIC registers.
     @Test func selfIPI() throws {
         // mov ecx,0x1B ; rdmsr ; or eax,0xC00 ; wrmsr ; mov ecx,0x80F ; mov eax,0x1FF ; xor edx,edx ; wrmsr ;

@@ -38,18 +38,25 @@ final class DifferentialRun {
         var caseCount = 0
         var faultCount = 0
         var failures: [String] = []
+        /// Instructions of the catalog that were in no sequence that reached its end.
+        var uncovered: [String] = []
+        var mnemonicCount = 0
     }
 
     /// Runs `count` cases; stops after `maximumFailures` failures.
     func run(count: Int, maximumFailures: Int = 5) throws -> Summary {
+        var names = generator.catalog.names
         var summary = Summary()
+        summary.mnemonicCount = names.count
         while summary.caseCount < count && summary.failures.count < maximumFailures {
             let batch = min(Self.batchCount, count - summary.caseCount)
             var codes: [([UInt8], [Int])] = []
+            var mnemonics: [Set<UInt32>] = []
             for i in 0..<batch {
                 generator.random = RandomSource(seed: seed &+ UInt64(summary.caseCount + i) &* 0x1_0000_0001)
                 generator.fill(nativeSlot(i))
                 codes.append((generator.bytes, generator.starts))
+                mnemonics.append(generator.mnemonics)
                 prepare(i, generator.bytes)
             }
             do {
@@ -66,7 +73,11 @@ final class DifferentialRun {
             }
             for i in 0..<batch {
                 try runGuest(i, codes[i].0)
-                if nativeSlot(i).output.vector != RegisterBlock.completed { summary.faultCount += 1 }
+                if nativeSlot(i).output.vector != RegisterBlock.completed {
+                    summary.faultCount += 1
+                } else {
+                    for mnemonic in mnemonics[i] { names[mnemonic] = nil }
+                }
             }
             let failing = (0..<batch).filter { Comparison(nativeSlot($0), guestSlot($0)).differs }
             for i in failing.prefix(maximumFailures - summary.failures.count) {
@@ -75,6 +86,7 @@ final class DifferentialRun {
             }
             summary.caseCount += batch
         }
+        summary.uncovered = names.values.sorted()
         return summary
     }
 

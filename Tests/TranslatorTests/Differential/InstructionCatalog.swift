@@ -33,6 +33,15 @@ struct InstructionCatalog {
     /// Groups of instruction sets that no current processor has; they raise #UD.
     private(set) var rareGroups: [[InstructionForm]] = []
 
+    /// The names of `groups`, by mnemonic.
+    var names: [UInt32: String] {
+        var result: [UInt32: String] = [:]
+        for group in groups {
+            result[group[0].mnemonic.rawValue] = String(cString: ZydisMnemonicGetString(group[0].mnemonic))
+        }
+        return result
+    }
+
     init(isNarrow: Bool) {
         let disassembler = Disassembler(isNarrow: isNarrow)
         var common: [UInt32: [InstructionForm]] = [:]

@@ -43,6 +43,24 @@ final class NativeRunner {
         var description: String { "native run of case \(caseNumber) in the batch ended with status \(status)" }
     }
 
+    /// Whether the host's kernel lets a program run 32-bit code.
+    static let runsNarrowCode: Bool = {
+        let area = mmap(nil, CaseSlot.byteCount, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
+        guard let area, area != MAP_FAILED else { return false }
+        defer { munmap(area, CaseSlot.byteCount) }
+        let slot = CaseSlot(base: area)
+        slot.isNarrow = true
+        slot.input.entry = TestArea.code
+        slot.input.flags = 0x202
+        slot.input.fxsave.storeBytes(of: 0x37F, as: UInt16.self)
+        slot.input.mxcsr = 0x1F80
+        let code = ending(at: TestArea.code, isNarrow: true)
+        slot.codeByteCount = code.count
+        code.withUnsafeBytes { slot.code.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: code.count) }
+        let runner = NativeRunner(images: MemoryImages(seed: 0))
+        return (try? runner.run([slot])) != nil && slot.output.vector == RegisterBlock.completed
+    }()
+
     /// What a case's code has to end with when it starts at `address`: a jump to the storing routine.
     static func ending(at address: UInt64, isNarrow: Bool) -> [UInt8] {
         var assembler = Assembler(origin: address)

@@ -100,6 +100,7 @@ extension SequenceGenerator {
         let stackPointer = known[Self.rsp]
         let width = UInt64(disassembler.instruction.pointee.operand_width) / 8
         append(instruction)
+        mnemonics.insert(form.mnemonic.rawValue)
         // Zydis does not count how string instructions step.
         let steps: UInt16 =
             disassembler.instruction.pointee.meta.category == ZYDIS_CATEGORY_STRINGOP ? 1 << 6 | 1 << 7 : 0

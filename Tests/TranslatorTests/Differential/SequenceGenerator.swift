@@ -14,6 +14,8 @@ struct SequenceGenerator {
     /// The sequence so far, its place, and where its instructions start.
     var bytes: [UInt8] = []
     var starts: [Int] = []
+    /// The mnemonics of the catalog's forms in the sequence.
+    var mnemonics: Set<UInt32> = []
     var origin: UInt64 = 0
 
     /// The starting values of general registers, and what is known of their present values.
@@ -39,6 +41,7 @@ struct SequenceGenerator {
     mutating func fill(_ slot: CaseSlot) {
         bytes.removeAll(keepingCapacity: true)
         starts.removeAll(keepingCapacity: true)
+        mnemonics.removeAll(keepingCapacity: true)
         reserved = 0
         let room = TestArea.codePages << 12 - CaseSlot.maximumCodeByteCount
         let offset = random.chance(20) ? 4096 - random.below(80) : random.below(room)

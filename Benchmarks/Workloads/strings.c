@@ -2,7 +2,12 @@
 
 #include "workload.h"
 
-static uint8_t source[1 << 20] __attribute__((aligned(4096))), target[1 << 20] __attribute__((aligned(4096)));
+// At a distance that is no power of two, so that no cache of translations maps both to one place.
+static struct {
+    uint8_t source[1 << 20], between[37 * 4096], target[1 << 20];
+} memory __attribute__((aligned(4096)));
+
+static uint8_t *const source = memory.source, *const target = memory.target;
 
 static uint64_t sum_of(const uint8_t *bytes, size_t size) {
     uint64_t sum = 0;
@@ -12,7 +17,7 @@ static uint64_t sum_of(const uint8_t *bytes, size_t size) {
 
 static uint64_t copy(size_t size, int times) {
     if (source[1] == 0)
-        for (size_t offset = 0; offset < sizeof source; offset++) source[offset] = (uint8_t)(offset * 7 + offset / 4096);
+        for (size_t offset = 0; offset < sizeof memory.source; offset++) source[offset] = (uint8_t)(offset * 7 + offset / 4096);
     for (int time = 0; time < times; time++) {
         void *to = target;
         const void *from = source;

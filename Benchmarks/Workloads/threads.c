@@ -65,7 +65,7 @@ static uint64_t run(int count, uint64_t turns, uint64_t *checksum, const char *n
 
 void measure_threads(void) {
     uint64_t checksum, turns = 1;
-    while (run(1, turns, &checksum, NULL) < duration / 2) turns *= 2;
+    while (run(1, turns, &checksum, NULL) < duration) turns *= 2;
     uint64_t alone = run(1, turns, &checksum, "one-thread");
     end("one-thread", alone, turns, checksum);
     uint64_t together = run(2, turns, &checksum, "two-threads");

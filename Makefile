@@ -31,6 +31,9 @@ bench: ## Install what is missing, build, and compare with the host and with QEM
 fuzz: ## Fuzz the loader and the translator, SECONDS=60 each
 	@SECONDS_EACH='$(SECONDS)' Tools/fuzz.sh
 
+sanitize: ## Run the tests of the core under the thread and the address sanitizer
+	@Tools/sanitize.sh
+
 format: ## Format every Swift file as .swift-format says
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests \
 	    Benchmarks/Package.swift Benchmarks/Sources Fuzz

@@ -110,3 +110,17 @@ let package = Package(
             swiftSettings: execution),
     ]
 )
+
+// Sanitizer builds take the core only (Tools/sanitize.sh): the test targets named here, and what they need.
+if let tests = Context.environment["MARTLET_CORE_TESTS"]?.split(separator: " ").map(String.init) {
+    var needed = Set(tests)
+    while true {
+        let found = package.targets.filter { needed.contains($0.name) }.flatMap(\.dependencies).compactMap {
+            if case .byNameItem(let name, _) = $0 { name } else { nil }
+        }
+        if needed.isSuperset(of: found) { break }
+        needed.formUnion(found)
+    }
+    package.targets.removeAll { !needed.contains($0.name) }
+    package.products.removeAll()
+}

@@ -21,7 +21,7 @@ public enum TranslatorCase {
     private static let entryLimit = 150
     /// How often it starts over.
     private static let restartLimit = 4
-    private static let nanoseconds: UInt64 = 4_000_000
+    private static let nanoseconds: UInt64 = 2_000_000
 
     /// Runs `input`, and traps where the machine broke a promise.
     /// - Returns: how often the machine was entered.

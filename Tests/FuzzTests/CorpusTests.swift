@@ -20,7 +20,8 @@ import Testing
 
     /// The files of one corpus, by name; each is announced when it is reached.
     private static func inputs(_ name: String) throws -> LazyMapSequence<[String], [UInt8]> {
-        let directory = #filePath.split(separator: "/").dropLast(3).reduce("") { $0 + "/" + $1 } + "/Fuzz/Corpus/\(name)"
+        let root = #filePath.split(separator: "/").dropLast(3).reduce("") { $0 + "/" + $1 }
+        let directory = "\(root)/Fuzz/Corpus/\(name)"
         guard let stream = opendir(directory) else { throw Missing(path: directory) }
         defer { closedir(stream) }
         var names: [String] = []
@@ -31,7 +32,9 @@ import Testing
             if !name.hasPrefix(".") { names.append(name) }
         }
         return names.sorted().lazy.map { name in
-            print("fuzz corpus: \(name)")
+            // Past any buffer, which a crash would lose.
+            let line = Array("fuzz corpus: \(name)\n".utf8)
+            write(STDERR_FILENO, line, line.count)
             return contents("\(directory)/\(name)")
         }
     }

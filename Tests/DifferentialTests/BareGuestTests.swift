@@ -77,7 +77,7 @@ enum BareGuestRunner {
     /// Beside the command.
     static let path: String? = {
         guard let command = MartletCommand.path, let slash = command.lastIndex(of: "/") else { return nil }
-        let path = command[..<slash] + "/BareGuest"
+        let path = String(command[..<slash]) + "/BareGuest"
         return access(path, X_OK) == 0 ? path : nil
     }()
 

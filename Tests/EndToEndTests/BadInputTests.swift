@@ -15,7 +15,7 @@ extension EndToEnd {
             let child = try Boot.start(
                 arguments, environment: ["TMPDIR": scratch.path], directory: scratch.path, output: output)
             #expect(child.wait() == .exited(2), "\(arguments): \(Boot.account(child))", sourceLocation: sourceLocation)
-            #expect(child.output.isEmpty, "\(arguments): \(child.outputText)", sourceLocation: sourceLocation)
+            #expect(child.outputText.suffix(500) == "", "\(arguments)", sourceLocation: sourceLocation)
             let text = child.errorText
             #expect(
                 text.hasPrefix("martlet: error: ") && text.hasSuffix("\n"), "\(text)", sourceLocation: sourceLocation)
@@ -121,7 +121,7 @@ extension EndToEnd {
         @Test(.needsGuests, arguments: ["4K", "1M", "8M", "32M", "33T", "1000000T"])
         func memory(size: String) throws {
             let kernel = try #require(MartletCommand.guest(.cloud)).kernel.string
-            try expect(["memory", "--memory"], ["run", "--kernel", kernel, "--memory", size])
+            try expect(["memory"], ["run", "--kernel", kernel, "--memory", size])
         }
 
         /// More than the host can map, though a guest could address it.

@@ -1,6 +1,8 @@
 # Martlet: every command a user or a developer needs. `make help` lists them.
 
 PREFIX ?= /usr/local
+# How long `make fuzz` runs each target.
+SECONDS ?= 60
 CONFIGURATION := release
 SWIFT ?= swift
 PRODUCT := .build/$(CONFIGURATION)/martlet
@@ -9,7 +11,7 @@ PRODUCT := .build/$(CONFIGURATION)/martlet
 export SWIFT CONFIGURATION PRODUCT
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench format install clean
+.PHONY: help run build test bench fuzz sanitize format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +28,16 @@ test: ## Install what is missing, build, and run every test
 bench: ## Install what is missing, build, and compare with the host and with QEMU (MARTLET_BENCH_RUNS=7)
 	@Tools/bench.sh
 
+fuzz: ## Fuzz the loader and the translator, SECONDS=60 each
+	@SECONDS_EACH='$(SECONDS)' Tools/fuzz.sh
+
 format: ## Format every Swift file as .swift-format says
-	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Benchmarks/Package.swift Benchmarks/Sources
+<<<<<<< HEAD
+	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests \
+	    Benchmarks/Package.swift Benchmarks/Sources Fuzz
+=======
+	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Fuzz Benchmarks/Package.swift Benchmarks/Sources
+>>>>>>> main
 
 install: build ## Install the command and its completions under PREFIX (/usr/local)
 	@Tools/install.sh '$(DESTDIR)$(PREFIX)'

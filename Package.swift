@@ -14,7 +14,9 @@ let execution: [SwiftSetting] = strict + [.unsafeFlags(["-enforce-exclusivity=un
 let package = Package(
     name: "martlet",
     products: [
-        .executable(name: "martlet", targets: ["martlet"])
+        .executable(name: "martlet", targets: ["martlet"]),
+        .library(name: "Machine", targets: ["Machine", "Addressing"]),
+        .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
@@ -99,7 +101,10 @@ let package = Package(
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
-        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest"], swiftSettings: execution),
+        .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],
+            swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(

@@ -22,20 +22,20 @@ trap 'rm -f "$log"' EXIT
 # A crashing test must end, not wait in the interactive backtracer.
 export SWIFT_BACKTRACE="${SWIFT_BACKTRACE:-interactive=no,color=no}"
 export MARTLET_COMMAND="${MARTLET_COMMAND:-$PWD/$PRODUCT}"
+# Line by line, so that a test that takes long, or hangs, can be seen.
+run_tests() {
+    stdbuf -oL "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest "$@" </dev/null 2>&1 | tee -a "$log"
+    return "${PIPESTATUS[0]}"
+}
 status=0
 # A process for each target: the translator's and its tests' signal handlers belong to a process, and a crash loses no
 # other target's results. Arguments choose tests by themselves.
 if [[ $# -gt 0 ]]; then
-    "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest "$@" </dev/null 2>&1 | tee "$log"
-    status=${PIPESTATUS[0]}
+    run_tests "$@" || status=$?
 else
-    for directory in Tests/*Tests; do
-        target="${directory#Tests/}"
+    for target in $(sed -n 's/.*name: "\([A-Za-z]*Tests\)".*/\1/p' Package.swift | sort); do
         echo "martlet: $target" >&2
-        "$SWIFT" test -c "$CONFIGURATION" --skip-build --disable-xctest --no-parallel --filter "^$target\\." \
-            </dev/null 2>&1 | tee -a "$log"
-        result=${PIPESTATUS[0]}
-        [[ "$result" -eq 0 ]] || status=$result
+        run_tests --no-parallel --filter "^$target\\." || status=$?
     done
 fi
 

@@ -12,7 +12,7 @@ extension BlockTranslator {
     /// scratch register is free.
     mutating func emitPushSlot() {
         e.lea(.address, .at(.stack, Int32(-stackBytes)), wide: isWide)
-        emitLookup(byteCount: stackBytes, .write)
+        emitLookup(byteCount: stackBytes, .write, isStack: true)
         e.lea(.address, .at(.address, plus: .scratch))
     }
 
@@ -28,7 +28,7 @@ extension BlockTranslator {
             e.store(Int32(truncatingIfNeeded: operand.immediate), .at(.address), wide: isWide)
         case .memory:
             emitAddress(operand.memory, addressWidth: i.addressWidth)
-            emitLookup(byteCount: stackBytes, .read)
+            emitLookup(byteCount: stackBytes, .read, isStack: isStackRelative(operand.memory))
             e.load(.scratch, .at(.address, plus: .scratch), wide: isWide)
             e.store(.scratch, temporary(2))
             emitPushSlot()
@@ -50,7 +50,7 @@ extension BlockTranslator {
     mutating func emitPop(_ i: DecodedInstruction) {
         let guest = RegisterName(i.operand(0).register).number
         e.move(.address, .stack, wide: isWide)
-        emitLookup(byteCount: stackBytes, .read)
+        emitLookup(byteCount: stackBytes, .read, isStack: true)
         let slot = Emitter.Memory.at(.address, plus: .scratch)
         if guest == GeneralRegister.rsp.rawValue {
             e.load(.stack, slot, wide: isWide)
@@ -66,7 +66,7 @@ extension BlockTranslator {
 
     mutating func emitLeave() {
         e.move(.address, .rbp, wide: isWide)
-        emitLookup(byteCount: stackBytes, .read)
+        emitLookup(byteCount: stackBytes, .read, isStack: true)
         e.load(.scratch, .at(.address, plus: .scratch), wide: isWide)
         e.lea(.stack, .at(.rbp, Int32(stackBytes)), wide: isWide)
         e.move(.rbp, .scratch, wide: isWide)
@@ -142,7 +142,7 @@ extension BlockTranslator {
             emitJumpToAddress()
         case .ret:
             e.move(.address, .stack, wide: isWide)
-            emitLookup(byteCount: stackBytes, .read)
+            emitLookup(byteCount: stackBytes, .read, isStack: true)
             e.load(.address, .at(.address, plus: .scratch), wide: isWide)
             let extra = i.operand(0).kind == .immediate ? Int32(truncatingIfNeeded: i.operand(0).immediate & 0xFFFF) : 0
             emitStackAdjust(Int32(stackBytes) + extra)
@@ -179,7 +179,7 @@ extension BlockTranslator {
         let operand = i.operand(0)
         if operand.kind == .memory {
             emitAddress(operand.memory, addressWidth: i.addressWidth)
-            emitLookup(byteCount: stackBytes, .read)
+            emitLookup(byteCount: stackBytes, .read, isStack: isStackRelative(operand.memory))
             e.load(.address, .at(.address, plus: .scratch), wide: isWide)
         } else {
             let guest = RegisterName(operand.register).number

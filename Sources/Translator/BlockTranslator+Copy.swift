@@ -63,7 +63,8 @@ extension BlockTranslator {
             } else {
                 emitAddress(memoryOperand.memory, addressWidth: i.addressWidth)
                 emitLookup(
-                    byteCount: Int(memoryOperand.size) / 8, memoryOperand.isWritten ? .write : .read)
+                    byteCount: Int(memoryOperand.size) / 8, memoryOperand.isWritten ? .write : .read,
+                    isStack: isStackRelative(memoryOperand.memory))
             }
         }
         var carriers: [Carrier] = []
@@ -178,7 +179,7 @@ extension BlockTranslator {
             e.byte(0xC4)
             e.byte(
                 (~(fields.reg >> 3) & 1) << 7 | (~(rexBits >> 1) & 1) << 6 | (~rexBits & 1) << 5 | i.opcodeMap)
-            e.byte((i.rexW ? 0x80 : 0) | (~fields.vexV & 15) << 3 | i.vexL << 2 | i.vexPP)
+            e.byte((isVEXWide(i) ? 0x80 : 0) | (~fields.vexV & 15) << 3 | i.vexL << 2 | i.vexPP)
             e.byte(i.opcode)
             // VZEROALL and VZEROUPPER have none.
             if i.hasModRM { emitModRM(i, fields) }
@@ -205,6 +206,9 @@ extension BlockTranslator {
             fields.reg = 0
             opcode = opcode & 2 != 0 ? 0x88 | opcode & 1 : 0x8A | opcode & 1
             hasModRM = true
+        } else if i.opcodeMap == 0 && opcode == 0x82 {
+            // The alias of 80 that 64-bit mode dropped.
+            opcode = 0x80
         } else if !hasModRM && usesOpcodeRegister(i) {
             opcode = opcode & 0xF8 | fields.opcodeRegister & 7
         }
@@ -223,6 +227,21 @@ extension BlockTranslator {
         if !(i.opcodeMap == 0 && i.opcode & 0xFC == 0xA0 && i.mnemonic == ZYDIS_MNEMONIC_MOV) { emitImmediate(i) }
     }
 
+    /// VEX.W as the copy needs it. Outside 64-bit mode it does not make general registers 64 bits wide.
+    private func isVEXWide(_ i: DecodedInstruction) -> Bool {
+        if mode.codeSize == .bits64 { return i.rexW }
+        switch i.mnemonic {
+        case ZYDIS_MNEMONIC_VMOVD, ZYDIS_MNEMONIC_VMOVQ, ZYDIS_MNEMONIC_VCVTSI2SS, ZYDIS_MNEMONIC_VCVTSI2SD,
+            ZYDIS_MNEMONIC_VPINSRD, ZYDIS_MNEMONIC_VPEXTRD:
+            return false
+        default: break
+        }
+        for index in 0..<Int(i.operandCount) where i.operand(index).kind == .register {
+            if RegisterName(i.operand(index).register).kind == .general { return false }
+        }
+        return i.rexW
+    }
+
     private func usesOpcodeRegister(_ i: DecodedInstruction) -> Bool {
         for index in 0..<Int(i.operandCount) where i.operand(index).place == .opcode { return true }
         return false
@@ -238,8 +257,15 @@ extension BlockTranslator {
 
     private mutating func emitImmediate(_ i: DecodedInstruction) {
         let bytes = i.bytes
+        // A register in an immediate has three bits outside 64-bit mode.
+        var mask: UInt8 = 0xFF
+        if mode.codeSize != .bits64 {
+            for index in 0..<Int(i.operandCount) where i.operand(index).place == .immediate {
+                if i.operand(index).kind == .register { mask = 0x7F }
+            }
+        }
         withUnsafeBytes(of: bytes) { raw in
-            for index in 0..<Int(i.immediateByteCount) { e.byte(raw[Int(i.immediateOffset) + index]) }
+            for index in 0..<Int(i.immediateByteCount) { e.byte(raw[Int(i.immediateOffset) + index] & mask) }
         }
     }
 }

@@ -105,7 +105,7 @@ extension BlockTranslator {
     /// to be overwritten, so this may clobber them once nothing can fault.
     mutating func emitPopFlags(_ i: DecodedInstruction) {
         e.move(.address, .stack, wide: isWide)
-        emitLookup(byteCount: stackBytes, .read)
+        emitLookup(byteCount: stackBytes, .read, isStack: true)
         e.load(.address, .at(.address, plus: .scratch), wide: isWide)
         // Swift starts over, so the flags must survive until it is clear that it is not needed.
         e.byte(0x9C)  // pushfq

@@ -282,11 +282,19 @@ struct BlockTranslator {
         }
     }
 
+    /// Whether the address is relative to SS. Other overrides than FS and GS are ignored in 64-bit mode.
+    func isStackRelative(_ m: DecodedInstruction.MemoryOperand) -> Bool {
+        if mode.codeSize != .bits64 { return m.segment == .ss }
+        let usesStackRegister = m.base == GeneralRegister.rsp.rawValue || m.base == GeneralRegister.rbp.rawValue
+        return usesStackRegister && m.segment != .fs && m.segment != .gs
+    }
+
     // MARK: Software TLB
 
     /// Checks the access of `byteCount` bytes at the address register and leaves in the scratch register what has to be
     /// added to the address.
-    mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind) {
+    /// - Parameter isStack: the address is relative to SS, so a non-canonical one raises a stack fault.
+    mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind, isStack: Bool = false) {
         let tags = SoftTLB.tagOffset(tlbMode, kind)
         let indexMask = Emitter.Memory.state(CPUState.tlbIndexMaskOffset)
         e.pext(.scratch, .address, mask: indexMask)
@@ -298,7 +306,7 @@ struct BlockTranslator {
         let hit = e.jumpIfScratchZero()
         let slow = e.jump()
         e.bindShort(hit)
-        let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind)
+        let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind, isStack: isStack)
         slowPaths.append(SlowPath(jump: slow, retry: e.address, descriptor: descriptor.rawValue))
         e.pext(.scratch, .address, mask: indexMask)
         e.load(.scratch, .state(SoftTLB.addendOffset(tlbMode, kind), index: .scratch))
@@ -311,8 +319,9 @@ struct AccessDescriptor {
 
     init(rawValue: UInt32) { self.rawValue = rawValue }
 
-    init(offset: Int, byteCount: Int, kind: SoftTLB.Kind) {
-        rawValue = UInt32(offset) | UInt32(byteCount) << 13 | UInt32(kind.rawValue) << 23
+    init(offset: Int, byteCount: Int, kind: SoftTLB.Kind, isStack: Bool) {
+        rawValue =
+            UInt32(offset) | UInt32(byteCount) << 13 | UInt32(kind.rawValue) << 23 | (isStack ? 1 << 24 : 0)
     }
 
     /// Offset of the instruction from the page base, below 8 KiB.
@@ -320,6 +329,8 @@ struct AccessDescriptor {
     /// At most 1023.
     var byteCount: Int { Int(rawValue >> 13 & 0x3FF) }
     var kind: SoftTLB.Kind { rawValue >> 23 & 1 == 0 ? .read : .write }
+    /// Relative to SS.
+    var isStack: Bool { rawValue >> 24 & 1 != 0 }
 }
 
 /// An instruction and how it is translated in the mode at hand.

@@ -51,6 +51,11 @@ final class CodeBuffer {
         if start < byteCount { madvise(writable + start, byteCount - start, MADV_REMOVE) }
     }
 
+    /// Takes the pages of `range` out of the writable mapping; the code stays, and a later patch brings its page back.
+    func release(_ range: Range<Int>) {
+        madvise(writable + range.lowerBound, range.count, MADV_DONTNEED)
+    }
+
     /// Redirects the jump whose displacement lies at executable `place` to `target`.
     func patch(_ place: UInt64, to target: UInt64) {
         let offset = Int(place &- UInt64(UInt(bitPattern: executable)))

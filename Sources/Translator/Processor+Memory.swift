@@ -336,7 +336,7 @@ extension Processor {
                 return 0
             }
         } catch {
-            missFault = error
+            missFault = descriptor.isStack && error == .generalProtection() ? .exception(.stack()) : error
         }
         setRIP(fromOffset: descriptor.offset)
         return 1

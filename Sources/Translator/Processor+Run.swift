@@ -160,7 +160,8 @@ extension Processor {
                 followCacheResets()
                 continue
             }
-            if let block = try translate(linear, physical, form) {
+            let translated = try withHostControl { () throws(GuestFault) in try translate(linear, physical, form) }
+            if let block = translated {
                 if form == .block { tlb.insertJump(linear, target: block.address) }
                 return (block.address, block.secondPage == TranslationCache.Block.noPage)
             }
@@ -391,6 +392,7 @@ extension Processor {
             }
             let code = try findBlock(.step).code
             system.interruptShadow = false
+            if kind == .copy && instruction.unit == .x87 && !isX87Live { loadX87() }
             return try handleExit(enter(code))
         } catch {
             return handle(error)

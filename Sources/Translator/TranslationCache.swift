@@ -193,6 +193,9 @@ public final class TranslationCache: @unchecked Sendable {
 
     // MARK: Translation
 
+    /// How much code is written before its writable pages are given back.
+    private static var releaseByteCount: Int { 1 << 20 }
+
     /// Whether another block might not fit.
     var isNearlyFull: Bool {
         lock.lock()
@@ -242,7 +245,11 @@ public final class TranslationCache: @unchecked Sendable {
         translator.translate(decoded, spans: spansNext || secondPage != Block.noPage)
         precondition(!translator.e.hasOverflowed, "a block outgrew the room kept for it")
         let byteCount = Int(translator.e.address - address)
+        let before = used / Self.releaseByteCount
         used += byteCount
+        if used / Self.releaseByteCount != before {
+            buffer.release(before * Self.releaseByteCount..<(before + 1) * Self.releaseByteCount)
+        }
         let firstPoint = points.count
         for point in translator.records.points { points.append(point) }
         for record in translator.records.instructions { instructions.append(record) }

@@ -23,4 +23,6 @@ import Testing
     }
 
     @Test func sequencesOf64BitCode() throws { try run(isNarrow: false) }
+
+    @Test func sequencesOf32BitCode() throws { try run(isNarrow: true) }
 }

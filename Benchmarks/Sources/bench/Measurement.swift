@@ -9,8 +9,11 @@ struct Measurement {
     /// The same by the host's clock.
     let hostElapsed: UInt64
 
-    /// How far the clocks disagree, as a part of the host's time.
-    var clockError: Double { Double(claimedElapsed) / Double(hostElapsed) - 1 }
+    /// How far the clocks disagree, as a part of the greater time.
+    var clockError: Double {
+        let (smaller, greater) = (min(claimedElapsed, hostElapsed), max(claimedElapsed, hostElapsed))
+        return greater == 0 ? 0 : 1 - Double(smaller) / Double(greater)
+    }
 }
 
 /// What one process, native or a whole virtual machine, told.

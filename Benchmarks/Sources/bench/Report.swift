@@ -15,6 +15,7 @@ struct Report {
         self.runs = runs
         self.options = options
         for (index, run) in runs.enumerated() {
+            problems += run.problems.map { "run \(index + 1): \($0)" }
             for engine in Engine.allCases {
                 for session in [run.single[engine], run.double[engine]].compactMap({ $0 }) {
                     problems += session.problems.map { "run \(index + 1), \(engine.title): \($0)" }
@@ -157,7 +158,7 @@ struct Report {
             for engine in Engine.allCases {
                 let all = [run.single[engine], run.double[engine]].compactMap { $0?.measurements }.flatMap { $0 }
                 for (name, measurement) in all.sorted(by: { $0.key < $1.key }) {
-                    let error = abs(measurement.clockError)
+                    let error = measurement.clockError
                     worst = max(worst, error)
                     guard error > Self.allowedClockError else { continue }
                     disagreements.append(
@@ -191,7 +192,7 @@ struct Report {
 
     /// Three digits of a number, or a dash.
     private static func number(_ value: Double?) -> String {
-        guard let value else { return "–" }
+        guard let value, value.isFinite else { return "–" }
         let decimals = value >= 100 ? 0 : value >= 10 ? 1 : 2
         var scale = 1.0
         for _ in 0..<decimals { scale *= 10 }

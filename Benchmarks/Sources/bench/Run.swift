@@ -10,8 +10,11 @@ struct Run {
     var guestUnpacks: Session?
     /// Of an idle guest.
     var memory: [Engine: ProcessMemory] = [:]
+    /// What kept a figure from being measured.
+    var problems: [String] = []
 
-    private static let timeoutSeconds: UInt64 = 600
+    private static let bootTimeoutSeconds: UInt64 = 120
+    private static let workloadTimeoutSeconds: UInt64 = 600
     private static let idleMebibytes = 128
     private static let idleSeconds: UInt32 = 10
 
@@ -33,12 +36,12 @@ struct Run {
             progress("Martlet: boot, the guest unpacks its kernel")
             let configuration = GuestConfiguration(command: "workloads ready", guestUnpacks: true)
             guestUnpacks = try Session(
-                options.installation.arguments(.martlet, configuration), timeoutSeconds: Self.timeoutSeconds)
+                options.installation.arguments(.martlet, configuration), timeoutSeconds: Self.bootTimeoutSeconds)
         }
         if options.measuresMemory {
             for engine in guests {
                 progress("\(engine.title): memory of an idle guest")
-                memory[engine] = try Self.idleMemory(engine, options)
+                memory[engine] = try idleMemory(engine, options)
             }
         }
     }
@@ -54,28 +57,30 @@ struct Run {
                 .dropLast().joined(separator: "/")
             return try Session(
                 ["/bin/sh", "-c", "workloads ready; \(loop)"], environment: ["PATH=\(folder)"],
-                timeoutSeconds: timeoutSeconds)
+                timeoutSeconds: workloadTimeoutSeconds)
         case .martlet, .qemu:
             // The kernel's own messages would fall between the figures.
             let configuration = GuestConfiguration(
                 command: "workloads ready; dmesg -n 1; \(loop)", processors: processors)
             return try Session(
-                options.installation.arguments(engine, configuration), timeoutSeconds: timeoutSeconds)
+                options.installation.arguments(engine, configuration), timeoutSeconds: workloadTimeoutSeconds)
         }
     }
 
-    private static func idleMemory(_ engine: Engine, _ options: Options) throws -> ProcessMemory {
-        let configuration = GuestConfiguration(command: "workloads ready; sleep 3600", mebibytes: idleMebibytes)
+    /// What an idle guest's process keeps, or nil if the guest did not boot.
+    private mutating func idleMemory(_ engine: Engine, _ options: Options) throws -> ProcessMemory? {
+        let configuration = GuestConfiguration(command: "workloads ready; sleep 3600", mebibytes: Self.idleMebibytes)
         var child = try Child(options.installation.arguments(engine, configuration))
         let processID = child.processID
-        let deadline = child.start + timeoutSeconds * 1_000_000_000
-        var isReady = false
-        while !isReady, let line = child.nextLine(until: deadline) { isReady = line.text.contains("@ready") }
-        guard isReady else {
+        let deadline = child.start + Self.bootTimeoutSeconds * 1_000_000_000
+        var last = ""
+        while !last.contains("@ready"), let line = child.nextLine(until: deadline) { last = line.text }
+        guard last.contains("@ready") else {
             child.kill()
-            throw BenchmarkError("\(engine.title) with \(idleMebibytes) MiB did not boot")
+            problems.append("\(engine.title) with \(Self.idleMebibytes) MiB did not boot; its last line is '\(last)'")
+            return nil
         }
-        sleep(idleSeconds)
+        sleep(Self.idleSeconds)
         let memory = Result { try ProcessMemory(of: processID) }
         child.kill()
         return try memory.get()

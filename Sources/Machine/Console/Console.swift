@@ -88,12 +88,11 @@ public final class Console: @unchecked Sendable {
             if let signal = ProcessSignals.terminationRequest { return .signal(signal) }
             // ORDERING: acquire pairs with the release in `stop`.
             let isStopping = isStopRequested.load(ordering: .acquiring)
-            if isStopping || writtenCount < outgoing.count {
-                takeOutput()
-                if isStopping, outgoing.isEmpty {
-                    isStopRequested.store(false, ordering: .relaxed)
-                    return .stopped
-                }
+            // Each time round: the wake-up for what has arrived meanwhile may have come during a write.
+            takeOutput()
+            if isStopping, outgoing.isEmpty {
+                isStopRequested.store(false, ordering: .relaxed)
+                return .stopped
             }
             offerInput(to: deliver)
             if let end = step(isInteractive: terminal != nil) { return end }
@@ -120,10 +119,7 @@ public final class Console: @unchecked Sendable {
         }
         if entries[0].revents != 0 {
             wakeCounter.clear()
-            if !hasOutput {
-                gather()
-                takeOutput()
-            }
+            if !hasOutput { gather() }
         }
         if entries[1].revents != 0, let end = readInput(isInteractive: isInteractive) { return end }
         if entries[2].revents != 0, let end = writeOutput() { return end }

@@ -58,24 +58,27 @@ extension Processor {
         _ number: Int64, of target: DecodedInstruction.Operand, _ i: DecodedInstruction, _ operation: BitOperation
     ) throws(GuestFault) -> Bool {
         var memory = target.memory
-        memory.displacement &+= number >> 3
+        memory.displacement = target.memory.displacement &+ BitString.unitOffset(number, width: UInt64(target.size))
+        let unit = linearAddress(memory, of: i)
+        let unitMask: UInt64 = 1 << (UInt64(bitPattern: number) & UInt64(target.size - 1))
+        guard operation != .test else { return try changeUnit(unit, target, unitMask, operation) }
+        // The whole unit is accessed, so a fault on any of its bytes counts.
+        try probeWrite(unit, byteCount: Int(target.size) / 8)
+        memory.displacement = target.memory.displacement &+ (number >> 3)
         let address = linearAddress(memory, of: i)
         let mask: UInt8 = 1 << UInt8(number & 7)
-        if let byte = try hostPointer(address, forWriting: operation != .test) {
+        if let byte = try hostPointer(address, forWriting: true) {
             let old: UInt8
             if i.isLocked {
                 old = operation.applyAtomically(to: byte, mask)
             } else {
                 old = byte.load(as: UInt8.self)
                 let new = UInt8(truncatingIfNeeded: operation.applied(to: UInt64(old), UInt64(mask)))
-                if operation != .test { byte.storeBytes(of: new, as: UInt8.self) }
+                byte.storeBytes(of: new, as: UInt8.self)
             }
             return old & mask != 0
         }
         // A device, or a page whose writes need help: an access of the operand's size.
-        memory.displacement = target.memory.displacement &+ BitString.unitOffset(number, width: UInt64(target.size))
-        let unit = linearAddress(memory, of: i)
-        let unitMask: UInt64 = 1 << (UInt64(bitPattern: number) & UInt64(target.size - 1))
         guard i.isLocked else { return try changeUnit(unit, target, unitMask, operation) }
         var result = Result<Bool, GuestFault>.success(false)
         platform.withOthersPaused {

@@ -52,7 +52,18 @@ final class DifferentialRun {
                 codes.append((generator.bytes, generator.starts))
                 prepare(i, generator.bytes)
             }
-            try native.run((0..<batch).map { nativeSlot($0) })
+            do {
+                try native.run((0..<batch).map { nativeSlot($0) })
+            } catch let accident as NativeRunner.Accident {
+                let number = accident.caseNumber
+                let address = TestArea.code + UInt64(nativeSlot(number).codeOffset)
+                summary.failures.append(
+                    """
+                    case \(summary.caseCount + number) of seed \(seed): \(accident)
+                    \(disassembler.listing(codes[number].0, at: address))
+                    """)
+                return summary
+            }
             for i in 0..<batch {
                 try runGuest(i, codes[i].0)
                 if nativeSlot(i).output.vector != RegisterBlock.completed { summary.faultCount += 1 }

@@ -175,6 +175,8 @@ struct InstructionCatalog {
                     return false
                 }
             }
+        // Hosts differ in what VEX.W does to these outside 64-bit mode.
+        case ZYDIS_MNEMONIC_VPINSRD, ZYDIS_MNEMONIC_VPEXTRD: return !isNarrow || instruction.raw.vex.W == 0
         case ZYDIS_MNEMONIC_NOP where instruction.raw.modrm.mod == 3 && instruction.opcode == 0x0D: return false
         default: break
         }

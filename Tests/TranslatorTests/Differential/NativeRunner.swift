@@ -22,6 +22,7 @@ final class NativeRunner {
         static var hostStack: UInt64 { TestArea.control + 0x808 }
         static var hostMXCSR: UInt64 { TestArea.control + 0x810 }
         static var entryRoutine: UInt64 { TestArea.control + 0x1000 }
+        static var narrowEntryRoutine: UInt64 { TestArea.control + 0x1400 }
         static var exitRoutine: UInt64 { TestArea.control + 0x1800 }
         static var signalStack: UInt64 { TestArea.control + 0x2000 }
         static var signalStackByteCount: Int { 0x2000 }
@@ -64,11 +65,12 @@ final class NativeRunner {
         progress.pointee = 0
         let child = fork()
         if child == 0 {
-            // Worker threads of the runtime block signals, which a child inherits.
+            // Worker threads of the runtime block signals, which a child inherits. A case that does not end is an accident.
             var none = sigset_t()
             sigemptyset(&none)
             sigprocmask(SIG_SETMASK, &none, nil)
-            alarm(60)
+            signal(SIGALRM, SIG_DFL)
+            alarm(30)
             Self.prepare()
             for (number, slot) in slots.enumerated() {
                 progress.pointee = number
@@ -84,6 +86,11 @@ final class NativeRunner {
     private static func pointer(_ address: UInt64) -> UnsafeMutableRawPointer {
         UnsafeMutableRawPointer(bitPattern: UInt(address)).unsafelyUnwrapped
     }
+
+    /// Linux' segments for user code.
+    private static var codeSelector: UInt64 { 0x33 }
+    private static var narrowCodeSelector: UInt64 { 0x23 }
+    private static var dataSelector: UInt8 { 0x2B }
 
     // MARK: In the child
 
@@ -132,7 +139,7 @@ final class NativeRunner {
         block.faultAddress = registers[Int(MARTLET_REG_CR2)]
         registers[Int(MARTLET_REG_RIP)] = Control.exitRoutine
         // CS of 64-bit user code, whatever the test ran in.
-        registers[Int(MARTLET_REG_CSGSFS)] = registers[Int(MARTLET_REG_CSGSFS)] & ~0xFFFF | 0x33
+        registers[Int(MARTLET_REG_CSGSFS)] = registers[Int(MARTLET_REG_CSGSFS)] & ~0xFFFF | codeSelector
     }
 
     private func runOne(_ slot: CaseSlot) {
@@ -145,8 +152,14 @@ final class NativeRunner {
         let registers = Self.pointer(Control.registers)
         memcpy(registers, slot.input.base, RegisterBlock.byteCount)
         RegisterBlock(base: registers).vector = RegisterBlock.unfinished
-        // SAFETY: the entry routine keeps to the C calling convention.
-        unsafeBitCast(UInt(Control.entryRoutine), to: (@convention(c) () -> Void).self)()
+        var routine = Control.entryRoutine
+        if slot.isNarrow {
+            routine = Control.narrowEntryRoutine
+            // A far pointer.
+            RegisterBlock(base: registers).entry |= Self.narrowCodeSelector << 32
+        }
+        // SAFETY: the entry routines keep to the C calling convention.
+        unsafeBitCast(UInt(routine), to: (@convention(c) () -> Void).self)()
         memcpy(slot.output.base, registers, RegisterBlock.byteCount)
         if slot.output.vector == RegisterBlock.unfinished { slot.output.vector = RegisterBlock.completed }
         memcpy(slot.memory, Self.pointer(TestArea.data), dataBytes)
@@ -156,19 +169,7 @@ final class NativeRunner {
     // MARK: Routines
 
     private static func writeRoutines() {
-        var enter = Assembler(origin: Control.entryRoutine)
-        enter.emit(0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57)  // push rbx rbp r12 r13 r14 r15
-        enter.moveGeneral(4, Control.hostStack, store: true)
-        enter.ripRelative([0x0F, 0xAE], reg: 3, Control.hostMXCSR)  // stmxcsr
-        enter.ripRelative([0x48, 0x0F, 0xAE], reg: 1, Control.registers + UInt64(RegisterBlock.fxsaveOffset))  // fxrstor64
-        for i in 0..<16 {
-            enter.moveVector(i, Control.registers + UInt64(RegisterBlock.vectorRegistersOffset + i * 32), store: false)
-        }
-        enter.ripRelative([0xFF], reg: 6, Control.registers + UInt64(RegisterBlock.flagsOffset))  // push
-        enter.emit(0x9D)  // popfq
-        for i in 0..<16 { enter.moveGeneral(i, Control.registers + UInt64(i * 8), store: false) }
-        enter.ripRelative([0xFF], reg: 4, Control.registers + UInt64(RegisterBlock.entryOffset))  // jmp
-        write(enter)
+        for isNarrow in [false, true] { write(entryRoutine(isNarrow: isNarrow)) }
 
         var exit = Assembler(origin: Control.exitRoutine)
         for i in 0..<16 { exit.moveGeneral(i, Control.registers + UInt64(i * 8), store: true) }
@@ -186,6 +187,25 @@ final class NativeRunner {
         exit.emit(0x41, 0x5F, 0x41, 0x5E, 0x41, 0x5D, 0x41, 0x5C, 0x5D, 0x5B, 0xC3)  // pop …, ret
         write(exit)
         pointer(Control.exitPointer).storeBytes(of: Control.exitRoutine, as: UInt64.self)
+    }
+
+    private static func entryRoutine(isNarrow: Bool) -> Assembler {
+        var enter = Assembler(origin: isNarrow ? Control.narrowEntryRoutine : Control.entryRoutine)
+        enter.emit(0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57)  // push rbx, rbp, r12, r13, r14, r15
+        enter.moveGeneral(4, Control.hostStack, store: true)
+        enter.ripRelative([0x0F, 0xAE], reg: 3, Control.hostMXCSR)  // stmxcsr
+        enter.ripRelative([0x48, 0x0F, 0xAE], reg: 1, Control.registers + UInt64(RegisterBlock.fxsaveOffset))  // fxrstor64
+        for i in 0..<16 {
+            enter.moveVector(i, Control.registers + UInt64(RegisterBlock.vectorRegistersOffset + i * 32), store: false)
+        }
+        // mov eax, selector; mov ds, eax; mov es, eax: 64-bit programs leave them null.
+        if isNarrow { enter.emit(0xB8, dataSelector, 0, 0, 0, 0x8E, 0xD8, 0x8E, 0xC0) }
+        enter.ripRelative([0xFF], reg: 6, Control.registers + UInt64(RegisterBlock.flagsOffset))  // push
+        enter.emit(0x9D)  // popfq
+        for i in 0..<16 { enter.moveGeneral(i, Control.registers + UInt64(i * 8), store: false) }
+        // jmp, near or far
+        enter.ripRelative([0xFF], reg: isNarrow ? 5 : 4, Control.registers + UInt64(RegisterBlock.entryOffset))
+        return enter
     }
 
     private static func write(_ assembler: Assembler) {

@@ -61,7 +61,7 @@ extension SequenceGenerator {
         fields.hasAddressSize = !isNarrow && random.chance(form.isMemory ? 8 : 3)
         if random.chance(8) {
             fields.segmentPrefix = random.element(
-                isNarrow ? [0x26, 0x2E, 0x36, 0x3E] : [0x65, 0x65, 0x26, 0x2E, 0x36, 0x3E])
+                isNarrow ? [0x26, 0x36, 0x3E] : [0x65, 0x65, 0x26, 0x2E, 0x36, 0x3E])
         }
         let isAtomic = form.acceptsLock && random.chance(35)
         fields.hasLock = isAtomic && form.encoding == .legacy
@@ -95,16 +95,35 @@ extension SequenceGenerator {
         else { return false }
         let written = disassembler.writtenRegisters
         if written & reserved != 0 { return false }
+        let undefined = undefinedFlags
+        if undefined != 0, reserved != 0 || !set(Self.rsp, stackPlace()) { return false }
         let stackPointer = known[Self.rsp]
         let width = UInt64(disassembler.instruction.pointee.operand_width) / 8
         append(instruction)
         // Zydis does not count how string instructions step.
-        let steps: UInt16 = disassembler.instruction.pointee.meta.category == ZYDIS_CATEGORY_STRINGOP ? 1 << 6 | 1 << 7 : 0
+        let steps: UInt16 =
+            disassembler.instruction.pointee.meta.category == ZYDIS_CATEGORY_STRINGOP ? 1 << 6 | 1 << 7 : 0
         forget(written | steps)
         if let stackPointer, form.mnemonic == ZYDIS_MNEMONIC_PUSH, written == 1 << Self.rsp {
             known[Self.rsp] = stackPointer &- width
         }
+        if undefined != 0 { emitClearFlags(undefined) }
         return true
+    }
+
+    /// The flags that the decoded instruction leaves undefined, if it is one that Swift executes; copied ones give them the
+    /// values the host gives them.
+    private var undefinedFlags: UInt32 {
+        let instruction = disassembler.instruction.pointee
+        guard instruction.meta.category == ZYDIS_CATEGORY_DECIMAL, let flags = instruction.cpu_flags else { return 0 }
+        return flags.pointee.undefined
+    }
+
+    /// pushf; and [esp], ~flags; popf, which stay with the instruction before them when a case is shrunk.
+    private mutating func emitClearFlags(_ flags: UInt32) {
+        bytes.append(0x9C)
+        bytes += (isNarrow ? [] : [0x48]) + [0x81, 0x24, 0x24] + Self.littleEndian(UInt64(~flags), byteCount: 4)
+        bytes.append(0x9D)
     }
 
     func encode(_ form: InstructionForm, _ fields: Fields) -> [UInt8] {

@@ -32,7 +32,7 @@ extension SequenceGenerator {
             // The end of the data lies in the operand.
             let back = random.below(byteCount)
             return TestArea.data + UInt64((TestArea.dataPages << 12) - back)
-        default: return 0x8000_0000_0000 + random.next() >> 16
+        default: return 0x8000_0000_0000 + (random.next() >> 16) & (byteCount < 16 ? ~0 : ~63)
         }
     }
 
@@ -53,6 +53,10 @@ extension SequenceGenerator {
     mutating func prepareImplicit(_ form: InstructionForm, _ fields: inout Fields) -> Bool {
         let instruction = disassembler.instruction.pointee
         if form.mnemonic == ZYDIS_MNEMONIC_LEAVE { return set(5, stackPlace()) }
+        // One that faults half-way may have loaded registers on the host.
+        if form.mnemonic == ZYDIS_MNEMONIC_POPA || form.mnemonic == ZYDIS_MNEMONIC_POPAD {
+            return set(Self.rsp, stackPlace())
+        }
         let usesStack = (0..<disassembler.operandCount).contains {
             let operand = disassembler.operands[$0]
             return operand.type == ZYDIS_OPERAND_TYPE_MEMORY && operand.visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN
@@ -150,7 +154,8 @@ extension SequenceGenerator {
         }
         if fields.hasGSBase && fields.hasAddressSize { return false }
         if !mustAlign && !Self.hasBitOffset(form) && random.chance(2) {
-            target = badPlace(byteCount, mayBeNonCanonical: kind >= 20 && !fields.hasAddressSize)
+            target = badPlace(
+                byteCount, mayBeNonCanonical: kind >= 20 && !fields.hasAddressSize && !Self.isMasked(form))
             isFar = true
         }
         let effective = target &- (fields.hasGSBase ? TestArea.gsBase : 0)
@@ -189,6 +194,16 @@ extension SequenceGenerator {
         forget(5)
     }
 
+    /// Instructions executed in Swift, which do not tell stack faults from general protection.
+    static func isMasked(_ form: InstructionForm) -> Bool {
+        switch form.mnemonic {
+        case ZYDIS_MNEMONIC_VMASKMOVPS, ZYDIS_MNEMONIC_VMASKMOVPD, ZYDIS_MNEMONIC_VPMASKMOVD,
+            ZYDIS_MNEMONIC_VPMASKMOVQ, ZYDIS_MNEMONIC_CLFLUSH, ZYDIS_MNEMONIC_CLFLUSHOPT, ZYDIS_MNEMONIC_CLWB:
+            return true
+        default: return false
+        }
+    }
+
     /// BT, BTS, BTR and BTC with the bit's number in a register.
     static func hasBitOffset(_ form: InstructionForm) -> Bool {
         switch form.mnemonic {
@@ -198,8 +213,7 @@ extension SequenceGenerator {
         }
     }
 
-    mutating func chooseRegisters(_ form: InstructionForm, _ fields: inout Fields, _ effective: UInt64) -> Bool
-    {
+    mutating func chooseRegisters(_ form: InstructionForm, _ fields: inout Fields, _ effective: UInt64) -> Bool {
         let isShort = isNarrow || fields.hasAddressSize
         func truncated(_ value: UInt64) -> UInt64 { isShort ? value & 0xFFFF_FFFF : value }
         func displacement(_ value: UInt64) -> Int32? {

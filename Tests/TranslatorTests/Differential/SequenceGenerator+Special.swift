@@ -52,7 +52,9 @@ extension SequenceGenerator {
         if random.chance(70) {
             if random.chance(30) {
                 // Another status and other tags.
-                append([0xC7] + absolute(0, address + (isShort ? 2 : 4)) + Self.littleEndian(random.next() & 0x7F00, byteCount: 4))
+                append(
+                    [0xC7] + absolute(0, address + (isShort ? 2 : 4))
+                        + Self.littleEndian(random.next() & 0x7F00, byteCount: 4))
             }
             append(prefix + [opcode] + absolute(4, address))
         }
@@ -92,12 +94,12 @@ extension SequenceGenerator {
         let isDword = opcode & 1 == 0
         append([
             0xC4, (index >> 3 ^ 1) << 5 | 0xC1, 0x01 | (~index & 15) << 3 | 4, isDword ? 0x72 : 0x73,
-            0xD0 | index & 7, isDword ? 22 : 54,
+            0xD0 | index & 7, isDword ? 22 : 54
         ])
         append([
             0xC4, (target >> 3 ^ 1) << 7 | (index >> 3 ^ 1) << 6 | UInt8(base >> 3 ^ 1) << 5 | 2,
             (isWide ? 0x80 : 0) | (~mask & 15) << 3 | (isLong ? 4 : 0) | 1, opcode, 0x44 | (target & 7) << 3,
-            UInt8(random.below(4)) << 6 | (index & 7) << 3 | UInt8(base & 7), random.byte() & 0x7F,
+            UInt8(random.below(4)) << 6 | (index & 7) << 3 | UInt8(base & 7), random.byte() & 0x7F
         ])
     }
 
@@ -111,9 +113,10 @@ extension SequenceGenerator {
             [0x0F, 0x00, 0xD0], [0x0F, 0x00, 0xD8], [0x0F, 0x0B], [0x0F, 0xFF, 0xC0], [0x0F, 0xB9, 0xC0],
             [0xCC], [0xCD, 0x03], [0xCD, 0x20], [0xCD, 0x0D], [0xCD, 0xFF], [0x0F, 0x01, 0xCA], [0x0F, 0x01, 0xCB],
             [0xF0, 0x90], [0xF0, 0x01, 0xC0], [0xF0, 0x8B, 0x03], [0x8E, 0xC8], [0x0F, 0x20, 0xC8],
-            [0x0F, 0x24, 0xC0], [0x0F, 0x3A, 0xFF, 0xC0, 0], [0x0F, 0x38, 0xEE, 0xC0], [0xFF, 0xF8], [0xFE, 0xD0], [0xC7, 0xC8],
+            [0x0F, 0x24, 0xC0], [0x0F, 0x3A, 0xFF, 0xC0, 0], [0x0F, 0x38, 0xEE, 0xC0], [0xFF, 0xF8], [0xFE, 0xD0],
+            [0xC7, 0xC8],
             [0x8F, 0xC8, 0, 0], [0xC6, 0xC8], [0xF3, 0x0F, 0xAE, 0x38],
-            [UInt8](repeating: 0x66, count: 15) + [0x90],
+            [UInt8](repeating: 0x66, count: 15) + [0x90]
         ]
         if isNarrow {
             choices.append([0xCE])

@@ -7,7 +7,7 @@ extension EndToEnd {
     /// The guest's serial console on terminals and pipes.
     @Suite(.needsGuests) struct Consoles {
         /// The prompt of busybox's shell in the default guest.
-        private static let prompt = "~ # "
+        private static let prompt = "/root # "
 
         @Test func aShellOnATerminal() throws {
             let session = try TerminalSession(Boot.arguments())

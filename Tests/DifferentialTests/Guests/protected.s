@@ -252,15 +252,15 @@ main:   each_selector load_ds
         mov     $2, %eax
 1:      report_value
         check   "16-bit jump drops the upper half"
-        data16 jmp 1f
-1:      report
+        movl    $0x10EB66, 0x20000              # to 0x20013, without its upper half 0x13
+        movw    $0x80CD, 0x13
+        mov     $0x20000, %ecx
+        jmp     *%ecx
+        report
         check   "16-bit return"
         pushw   $0x3000
         movw    $0x80CD, 0x3000
         data16 ret
-        report
-        check   "mov cr8"
-        .byte   0xF0, 0x0F, 0x20, 0xC0          # lock mov cr0: CR8 on AMD processors
         report
         check   "syscall without sce"
         syscall
@@ -402,7 +402,6 @@ main:   each_selector load_ds
         gate    "to nothing", 0, 0xEC
         gate    "to absent code", ABSENT_CODE, 0xEC
         gate    "beyond the table", BEYOND, 0xEC
-        gate    "beyond the limit", SMALL_CODE, 0xEC, 0, 0x1000
         movl    $0x80CD, 0x3000
         gate    "of 16 bits", KCODE, 0xE4, 2, 0x3000
         check   "return through a gate to user code"
@@ -432,6 +431,54 @@ main:   each_selector load_ds
         mov     $TSS, %eax
         ltr     %ax
 
+        # ------------------------------------------------ limits of code, which QEMU checks for far transfers only
+        mov     $small_area, %edi               # wherever a machine without the checks goes, it says so
+        mov     $0x80CD80CD, %eax
+        mov     $0x5000, %ecx
+        rep stosl
+        check   "jump beyond the limit"
+        ljmp    $SMALL_CODE, $0x1000
+        expect  13
+        check   "jump to the limit's last byte"
+        movb    $0xF4, small_area + 0xFFF
+        movb    $0xCC, small_area + 0xFFF
+        ljmp    $SMALL_CODE, $0xFFF
+        expect  3
+        check   "near jump beyond the limit"
+        movl    $0x010000E9, small_area         # by 64 KiB
+        movb    $0, small_area + 4
+        ljmp    $SMALL_CODE, $0
+        expect  13
+        check   "near return beyond the limit"
+        movb    $0xC3, small_area
+        push    $0x10004
+        ljmp    $SMALL_CODE, $0
+        expect  13
+        check   "near call beyond the limit"
+        movw    $0x15FF, small_area
+        movl    $far_offset, small_area + 2
+        ljmp    $SMALL_CODE, $0
+        expect  13
+        make_gate SMALL_CODE, 0xEC, 0, 0x1000
+        movw    $GATE, far_pointer + 4
+        check   "call gate beyond the limit"
+        lcall   *far_pointer
+        expect  13
+        check   "jump through a gate beyond the limit"
+        ljmp    *far_pointer
+        expect  13
+        check   "user call through a gate beyond the limit"
+        movw    $GATE + 3, far_pointer + 4
+        run_user user_call_parameters
+        expect  13
+        movw    $0x1000, interrupt_table + 0x91 * 8
+        movw    $SMALL_CODE, interrupt_table + 0x91 * 8 + 2
+        movw    $0xEE00, interrupt_table + 0x91 * 8 + 4
+        movw    $0, interrupt_table + 0x91 * 8 + 6
+        check   "interrupt gate beyond the limit"
+        int     $0x91
+        expect  13
+
         # ------------------------------------------------ interrupt gates
         .macro  through_gate title:req, selector:req, access:req, offset=interrupt_target
         mov     $\offset, %eax
@@ -459,7 +506,6 @@ main:   each_selector load_ds
         through_gate "to conforming code", CONFORMING, 0xEE
         through_gate "to user code", UCODE, 0xEE
         through_gate "to level 1", ONE_CODE, 0xEE
-        through_gate "beyond the limit", SMALL_CODE, 0xEE, 0x1000
         through_gate "beyond the table", BEYOND, 0xEE
         check   "interrupt table too short"
         movw    $0x90 * 8 + 6, interrupt_pointer
@@ -600,4 +646,5 @@ bad_far_data:   .long 0x12345678
                 .balign 4
 far_pointer:    .long 0
                 .word 0
+far_offset:     .long 0x10004
         .text

@@ -82,8 +82,6 @@ let package = Package(
             ],
             path: "Tests/BareGuest", swiftSettings: strict),
         .testTarget(
-            name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: execution),
-        .testTarget(
             name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
             swiftSettings: execution),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),

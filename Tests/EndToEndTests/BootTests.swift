@@ -17,12 +17,12 @@ extension EndToEnd {
             let child = try Boot.start(Boot.arguments(cpus: cpus, memory: memory, running: Workload.command))
             #expect(child.wait() == .exited(0), Boot.account(child))
             Workload.check(child, cpus: cpus)
-            // The kernel keeps some for itself.
+            // What the kernel and its page structures keep for themselves is at most three eighths (of the smallest guest).
             let given = memory == "128M" ? 128 << 10 : Int(memory.dropLast())! << 20
             let total = try #require(
                 child.outputText.split(whereSeparator: \.isNewline).first { $0.hasPrefix("MemTotal:") }?
                     .split(separator: " ").dropFirst().first.flatMap { Int($0) })
-            #expect(total < given && total > given / 2, "\(total) KiB of \(given)")
+            #expect(total < given && total > given / 8 * 5, "\(total) KiB of \(given)")
         }
 
         @Test func standardKernelWithEightProcessors() throws {

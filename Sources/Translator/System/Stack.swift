@@ -106,7 +106,7 @@ extension Processor {
     ) throws(GuestFault) -> UInt64 {
         let slot = UInt64(frame.slotByteCount)
         let top = (pointer &- UInt64(frame.byteCount)) & stack.mask
-        do {
+        do throws(GuestFault) {
             if top &+ UInt64(frame.byteCount) == pointer & stack.mask {
                 do throws(GuestFault) {
                     try probeWrite(stack.linearAddress(top), byteCount: frame.byteCount, privilege)

@@ -17,6 +17,16 @@
         report_value
         .endm
 
+# A value that the register does not take.
+        .macro  bad_msr name:req, number:req, high:req, low:req
+        check   "msr \name \high \low"
+        mov     $\number, %ecx
+        mov     $\high, %edx
+        mov     $\low, %eax
+        wrmsr
+        expect  13
+        .endm
+
         .macro  read_msr name:req, number:req
         check   "read \name"
         mov     $\number, %ecx
@@ -106,7 +116,9 @@ main:   # ------------------------------------------------ control registers
         mov     %cr0, %rax
         or      $0x20000000, %rax
         mov     %rax, %cr0
-        report
+        expect  13
+        mov     $0x80000033, %eax
+        mov     %rax, %cr0
         check   "nw with cd"
         mov     %cr0, %rax
         mov     %rax, %r15
@@ -124,41 +136,48 @@ main:   # ------------------------------------------------ control registers
         bts     $63, %rax
         mov     %rax, %cr3
         expect_manual 13
+        check_manual "pcids with low bits of cr3"
         mov     $pml4 + 0x18, %eax
         mov     %rax, %cr3
-        check   "pcids with low bits of cr3"
         mov     %cr4, %rax
         bts     $17, %rax
         mov     %rax, %cr4
-        report
+        expect_manual 13
         mov     $pml4, %eax
         mov     %rax, %cr3
-        check   "pcids"
+        check_manual "pcids, and bit 63 of cr3 with them"
         mov     %cr4, %rax
         mov     %rax, %r15
         bts     $17, %rax
         mov     %rax, %cr4
-        report
-        check   "bit 63 of cr3 with pcids"
         mov     $pml4 + 5, %eax
         bts     $63, %rax
         mov     %rax, %cr3
         mov     %cr3, %rax
-        report_value
-        mov     $pml4, %eax
-        mov     %rax, %cr3
+        mov     $pml4, %ecx
+        mov     %rcx, %cr3
         mov     %r15, %cr4
+        cmp     $pml4 + 5, %rax                 # bit 63 does not stay
+        je      1f
+        ud2
+1:      expect_manual 0xFF
         check   "cr2"
         mov     $-5, %rax
         mov     %rax, %cr2
         mov     %cr2, %rax
         report_value
-        .irp    value, 0, 1, 7, 15, 16, 0x80, -1
+        .irp    value, 0, 1, 7, 15
         check   "cr8 \value"
         mov     $\value, %rax
         mov     %rax, %cr8
         mov     %cr8, %rax
         report_value
+        .endr
+        .irp    value, 16, 0x80, -1
+        check   "cr8 \value"
+        mov     $\value, %rax
+        mov     %rax, %cr8
+        expect  13
         .endr
         xor     %eax, %eax
         mov     %rax, %cr8
@@ -233,7 +252,7 @@ main:   # ------------------------------------------------ control registers
         report
 
         # ------------------------------------------------ model-specific registers
-        .irp    value, 0x500, 0x501, 0xD01, 0x901, 0x801, 0x001, 0x101, 0x10901, 0x80000901
+        .irp    value, 0x500, 0x501, 0xD01, 0x901, 0x101
         check   "efer \value"
         mov     $0xC0000080, %ecx
         xor     %edx, %edx
@@ -241,18 +260,22 @@ main:   # ------------------------------------------------ control registers
         wrmsr
         rdmsr
         report_value
-        mov     $0x901, %eax
-        xor     %edx, %edx
-        wrmsr
         .endr
-        msr     efer, 0xC0000080, 1, 0x901
+        .irp    value, 0x801, 0x001, 0x10901, 0x80000901
+        bad_msr efer, 0xC0000080, 0, \value
+        .endr
+        mov     $0xC0000080, %ecx
+        xor     %edx, %edx
+        mov     $0x901, %eax
+        wrmsr
+        bad_msr efer, 0xC0000080, 1, 0x901
         .irp    base, 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000082, 0xC0000083, 0x175, 0x176
         msr     \base, \base, 0, 0
         msr     \base, \base, 0x7FFF, 0xFFFFFFFF
-        msr     \base, \base, 0x8000, 0
-        msr     \base, \base, 0xFFFF7FFF, 0xFFFFFFFF
+        bad_msr \base, \base, 0x8000, 0
+        bad_msr \base, \base, 0xFFFF7FFF, 0xFFFFFFFF
         msr     \base, \base, 0xFFFF8000, 0
-        msr     \base, \base, 0x80000000, 0
+        bad_msr \base, \base, 0x80000000, 0
         msr     \base, \base, 0, 0
         .endr
         msr     star, 0xC0000081, 0x12345678, 0x9ABCDEF0
@@ -260,10 +283,10 @@ main:   # ------------------------------------------------ control registers
         msr     sysenter_cs, 0x174, 0, 0xFFFF
         msr     sysenter_cs, 0x174, 0, 8
         msr     pat, 0x277, 0x00070406, 0x00070406
-        msr     pat, 0x277, 0x00070405, 0x00010002
-        msr     pat, 0x277, 0x00070403, 0
-        msr     pat, 0x277, 0x00070408, 0
-        msr     pat, 0x277, 0x02070404, 0
+        bad_msr pat, 0x277, 0x00070405, 0x00010002
+        bad_msr pat, 0x277, 0x00070403, 0
+        bad_msr pat, 0x277, 0x00070408, 0
+        bad_msr pat, 0x277, 0x02070404, 0
         msr     pat, 0x277, 0x00070406, 0x00070406
         msr     tsc_aux, 0xC0000103, 0, 0x1234
         check   "rdtscp gives it"

@@ -32,12 +32,8 @@ fuzz: ## Fuzz the loader and the translator, SECONDS=60 each
 	@SECONDS_EACH='$(SECONDS)' Tools/fuzz.sh
 
 format: ## Format every Swift file as .swift-format says
-<<<<<<< HEAD
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests \
 	    Benchmarks/Package.swift Benchmarks/Sources Fuzz
-=======
-	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Fuzz Benchmarks/Package.swift Benchmarks/Sources
->>>>>>> main
 
 install: build ## Install the command and its completions under PREFIX (/usr/local)
 	@Tools/install.sh '$(DESTDIR)$(PREFIX)'

@@ -8,7 +8,7 @@ import Testing
     @Test func loader() throws {
         let fixture = LoaderCase()
         let loaded = try Self.inputs("Loader").count { input in input.withUnsafeBytes { fixture.run($0) } }
-        #expect(loaded >= 18, "kernels that load")
+        #expect(loaded >= 15, "kernels that load")
     }
 
     @Test func translator() throws {

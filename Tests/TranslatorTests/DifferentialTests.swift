@@ -9,8 +9,8 @@ import Testing
     private static func number(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
 
     private func run(isNarrow: Bool) throws {
-        var source = SystemRandomNumberGenerator()
-        let seed = Self.number("MARTLET_SEED") ?? source.next() >> 16
+        // The same sequences each time unless asked; long runs name other seeds.
+        let seed = Self.number("MARTLET_SEED") ?? 1
         let count = Self.number("MARTLET_CPU_SEQUENCES") ?? 3000
         print("\(isNarrow ? "32" : "64")-bit sequences: \(count), seed \(seed)")
         let limit = Self.number("MARTLET_CPU_FAILURES") ?? 5

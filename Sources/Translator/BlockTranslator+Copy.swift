@@ -198,6 +198,9 @@ extension BlockTranslator {
             fields.rm = fields.opcodeRegister
             opcode = 0xFF
             hasModRM = true
+        } else if i.opcodeMap == 0 && opcode == 0x82 {
+            // The second encoding of the 8-bit operations with an immediate is gone.
+            opcode = 0x80
         } else if i.opcodeMap == 0 && opcode & 0xFC == 0xA0 && i.mnemonic == ZYDIS_MNEMONIC_MOV {
             // AL, AX, EAX or RAX with an absolute address.
             fields.reg = 0

@@ -116,7 +116,7 @@ extension Processor {
         case 6: throw .exception(.invalidOpcode)
         case 13: throw .exception(.generalProtection(0))
         case 16: throw .exception(.floatingPoint)
-        case 19: throw .exception(.simdFloatingPoint)
+        case 19: throw .exception(system.cr4 & CR4.simdExceptions != 0 ? .simdFloatingPoint : .invalidOpcode)
         default: throw .hostMemory(0)
         }
     }

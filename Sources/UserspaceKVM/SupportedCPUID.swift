@@ -109,8 +109,8 @@ struct SupportedCPUID {
 
     private var extendedFeatures: CPUIDEntry {
         let own = host.leaf(0x8000_0001)
-        // LAHF in 64-bit mode, CR8 in 32-bit mode, LZCNT, misaligned SSE, PREFETCHW.
-        let ecx = own.ecx & bits(0, 4, 5, 7, 8)
+        // LAHF in 64-bit mode, LZCNT, misaligned SSE, PREFETCHW.
+        let ecx = own.ecx & bits(0, 5, 7, 8)
         // The bits AMD repeats from leaf 1, SYSCALL, NX, MMX extensions, 1 GiB pages, RDTSCP, long mode.
         let repeated = host.isAMD ? bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24) : 0
         let edx = own.edx & (repeated | bits(11, 20, 22, 27, 29)) | bits(11, 20, 26, 29)

@@ -15,7 +15,7 @@ extension EndToEnd {
             let child = try Boot.start(
                 arguments, environment: ["TMPDIR": scratch.path], directory: scratch.path, output: output)
             #expect(child.wait() == .exited(2), "\(arguments): \(Boot.account(child))", sourceLocation: sourceLocation)
-            #expect(child.output.isEmpty, "\(arguments): \(child.outputText)", sourceLocation: sourceLocation)
+            #expect(child.outputText.suffix(500) == "", "\(arguments)", sourceLocation: sourceLocation)
             let text = child.errorText
             #expect(
                 text.hasPrefix("martlet: error: ") && text.hasSuffix("\n"), "\(text)", sourceLocation: sourceLocation)

@@ -31,6 +31,8 @@ extension GuestLoader {
                 return try place(image, file.bytes, on: target, isFromBzImage: false)
             case .bzImage(let header):
                 if unpack == .guest { return try place(header, file.bytes, on: target) }
+                // The payload may be whole in a file that is not; what is missing tells of a bad copy.
+                _ = try header.protectedMode(in: file.bytes)
                 let payload = file.bytes.extracting(try header.payload(in: file.bytes))
                 let compression = try PayloadCompression(of: payload)
                 let kernel = try compression.unpack(payload, limit: Int(clamping: ram.lowEnd.value))

@@ -83,6 +83,10 @@ extension Processor {
         case ZYDIS_MNEMONIC_XRSTOR, ZYDIS_MNEMONIC_XRSTOR64: try executeXRestore(i)
         case ZYDIS_MNEMONIC_LDMXCSR, ZYDIS_MNEMONIC_VLDMXCSR: try executeLoadMXCSR(i)
         case ZYDIS_MNEMONIC_STMXCSR, ZYDIS_MNEMONIC_VSTMXCSR: try executeStoreMXCSR(i)
+        case ZYDIS_MNEMONIC_FWAIT:
+            // Where the x87 unit is off, but not for this instruction.
+            try requireNoPendingX87Exception()
+            advance(i)
         case ZYDIS_MNEMONIC_FNSTENV: try executeStoreEnvironment(i)
         case ZYDIS_MNEMONIC_FLDENV: try executeLoadEnvironment(i)
         case ZYDIS_MNEMONIC_FNSAVE: try executeSaveFloatingState(i)

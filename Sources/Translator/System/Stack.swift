@@ -106,14 +106,17 @@ extension Processor {
     ) throws(GuestFault) -> UInt64 {
         let slot = UInt64(frame.slotByteCount)
         let top = (pointer &- UInt64(frame.byteCount)) & stack.mask
-        do {
+        do throws(GuestFault) {
             if top &+ UInt64(frame.byteCount) == pointer & stack.mask {
-                try probeWrite(stack.linearAddress(top), byteCount: frame.byteCount, privilege)
-            } else {
-                for i in 0..<frame.count {
-                    let address = stack.linearAddress(pointer &- UInt64(i + 1) &* slot)
-                    try probeWrite(address, byteCount: frame.slotByteCount, privilege)
+                do throws(GuestFault) {
+                    try probeWrite(stack.linearAddress(top), byteCount: frame.byteCount, privilege)
+                } catch {
+                    // The fault is that of the first slot that cannot be pushed.
+                    try probe(frame, on: stack, at: pointer, privilege)
+                    throw error
                 }
+            } else {
+                try probe(frame, on: stack, at: pointer, privilege)
             }
             for i in 0..<frame.count {
                 let address = stack.linearAddress(pointer &- UInt64(i + 1) &* slot)
@@ -124,5 +127,15 @@ extension Processor {
             throw .exception(.stack(UInt32(selector)))
         }
         return top
+    }
+
+    /// Checks the slots of `frame` in the order in which they are pushed.
+    private func probe(
+        _ frame: StackFrame, on stack: StackGeometry, at pointer: UInt64, _ privilege: AccessPrivilege
+    ) throws(GuestFault) {
+        for i in 0..<frame.count {
+            let address = stack.linearAddress(pointer &- UInt64((i + 1) * frame.slotByteCount))
+            try probeWrite(address, byteCount: frame.slotByteCount, privilege)
+        }
     }
 }

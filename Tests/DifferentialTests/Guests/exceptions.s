@@ -282,6 +282,7 @@ main:   # ------------------------------------------------ division, breakpoints
         check   "movaps misaligned, absent page"
         movq    $0, window_table
         mov     $WINDOW + 8, %edi
+        invlpg  (%rdi)
         movaps  (%rdi), %xmm0
         report
         check   "vmovaps misaligned"
@@ -365,6 +366,7 @@ main:   # ------------------------------------------------ division, breakpoints
         report
         check   "clflush of an absent page"
         mov     $WINDOW, %edi
+        invlpg  (%rdi)
         clflush (%rdi)
         report
 
@@ -588,7 +590,9 @@ user_cpuid:     mov $0, %eax
                 cpuid
                 int $0x80
 user_vmcall:    vmcall
+                int $0x80
 user_vmmcall:   vmmcall
+                int $0x80
 user_in_dx:     in %dx, %al
                 int $0x80
 user_inw_dx:    in %dx, %ax

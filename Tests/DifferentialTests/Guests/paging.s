@@ -5,6 +5,15 @@
 
         .set    NX, 1 << 63
 
+# What the lines that follow begin with.
+        .macro  section title:req, reserved=0
+        movb    $\reserved, is_reserved
+        movq    $97f, section
+        .pushsection .data
+97:     .asciz  "\title"
+        .popsection
+        .endm
+
 # CR0.WP, CR4.SMEP and CR4.SMAP as the variables say; AC is set by the access itself.
 apply_controls:
         mov     %cr0, %rax
@@ -55,6 +64,7 @@ apply_controls:
 # Does the access and prints how it ends, then the entry at RBX.
 try:    mov     target, %rdi
         invlpg  (%rdi)
+        invlpg  4(%rdi)
         movq    $0xFF, fault_vector
         movq    $92f, check_start
         movq    $93f, recovery
@@ -63,13 +73,45 @@ try:    mov     target, %rdi
 92:     access_it
 93:     push    $2
         popfq
+        cmpb    $0, is_reserved
+        jne     expect_reserved
         show    v, fault_vector
         cmpq    $14, fault_vector
         jne     1f
         show    e, fault_error
         show    cr2, fault_cr2
 1:      mov     entry, %rbx
-        show    pte, "(%rbx)"
+        mov     (%rbx), %rax
+        cmpq    $14, fault_vector
+        jne     2f
+        and     $~0x20, %rax                    # whether a failed walk sets A is up to the processor
+2:      show    pte, %rax
+        new_line
+        ret
+
+# For reserved bits, which QEMU reports without P: says whether the code is right.
+expect_reserved:
+        mov     privilege, %eax
+        shl     $2, %eax
+        or      $9, %eax
+        cmpl    $1, access
+        jb      2f
+        mov     $2, %ecx
+        je      1f
+        mov     $0x10, %ecx
+1:      or      %ecx, %eax
+2:      cmp     fault_error, %rax
+        jne     3f
+        cmpq    $14, fault_vector
+        jne     3f
+        mov     target, %rax
+        cmp     fault_cr2, %rax
+        jne     3f
+        say     " as expected\n"
+        ret
+3:      show    v, fault_vector
+        show    e, fault_error
+        show    cr2, fault_cr2
         new_line
         ret
 
@@ -81,7 +123,9 @@ try_all:
 2:      mov     entry, %rbx
         mov     entry_value, %rax
         mov     %rax, (%rbx)
-        say     "wp"
+        mov     section, %rsi
+        call    put_string
+        say     " wp"
         mov     write_protect, %eax
         call    put_number
         mov     execution_prevention, %eax
@@ -125,7 +169,7 @@ main:   movb    $0xC3, test_page
         movq    $window_table, entry
         mov     $test_page, %ebp
 
-        say     "rights of a page against the control registers\n"
+        section "rights of a page against the control registers"
 1:      call    apply_controls
         call    try_rights
         incl    write_protect
@@ -143,7 +187,7 @@ main:   movb    $0xC3, test_page
         movl    $1, write_protect
         call    apply_controls
 
-        say     "rights of the directory's entry\n"
+        section "rights of the directory's entry"
         movq    $window_table + 7, window_directory + 8
         movq    $WINDOW + 0x200000, target
         xor     %r13d, %r13d
@@ -156,73 +200,82 @@ main:   movb    $0xC3, test_page
         cmp     $6, %r13d
         jne     1b
 
-        say     "large pages\n"
+        section "large pages"
         movq    $window_directory + 8, entry
         mov     $large_page + 0x80, %ebp
         call    try_rights
-        say     "with the bit for PAT\n"
+        section "with the bit for PAT"
         mov     $large_page + 0x1087, %eax
         call    try_all
-        say     "reserved bits in a large page's address\n"
+        section "reserved bits in a large page's address", 1
         mov     $large_page + 0x2087, %eax
         call    try_all
         mov     $large_page + 0x100087, %eax
         call    try_all
 
-        say     "pages of 1 GiB\n"
+        section "pages of 1 GiB"
         movq    $pdpt + 16, entry
         mov     $0x80000000 + large_page, %eax
         mov     %rax, target
         mov     $0x80, %ebp
         call    try_rights
-        say     "reserved bits in the address\n"
+        section "reserved bits in the address", 1
         mov     $0x2087, %eax
         call    try_all
         mov     $0x20000087, %eax
         call    try_all
         movq    $0, pdpt + 16
 
-        say     "reserved address bits\n"
+        section "reserved address bits", 1
         movq    $window_table, entry
         movq    $WINDOW, target
         movabs  $test_page + 7 + (1 << 51), %rax
         call    try_all
+        section "reserved bits of an absent page"
         movabs  $test_page + 6 + (1 << 51), %rax
         call    try_all
-        say     "in the directory\n"
+        section "in the directory", 1
         movq    $window_directory + 16, entry
         movq    $WINDOW + 0x400000, target
         movabs  $window_table + 7 + (1 << 51), %rax
         call    try_all
-        say     "large in the highest table\n"
+        section "large in the highest table", 1
         movq    $pml4 + 8, entry
         movabs  $0x8000000000 + WINDOW, %rax
         mov     %rax, target
         mov     $pdpt + 0x87, %eax
         call    try_all
+        section "not large in the highest table"
         mov     $pdpt + 7, %eax
         call    try_all
         movq    $0, pml4 + 8
 
-        say     "ignored bits of a page\n"
+        section "ignored bits of a page"
         movq    $window_table, entry
         movq    $WINDOW, target
         movabs  $test_page + 7 + (0x7FF << 52) + 0xE00, %rax
         call    try_all
 
-        say     "without NXE\n"
+        section "without NXE"
         mov     $0xC0000080, %ecx
         rdmsr
         and     $~0x800, %eax
         wrmsr
-        mov     $test_page, %ebp
-        call    try_rights
+        mov     $test_page + 7, %eax
+        call    try_all
+        movabs  $test_page + 6 + (1 << 63), %rax
+        call    try_all
+        section "NX without NXE", 1
+        movabs  $test_page + 7 + (1 << 63), %rax
+        call    try_all
+        movabs  $test_page + 1 + (1 << 63), %rax
+        call    try_all
         mov     $0xC0000080, %ecx
         rdmsr
         or      $0x800, %eax
         wrmsr
 
-        say     "accesses across pages\n"
+        section "accesses across pages"
         movq    $window_table + 8, entry
         movq    $test_page + 7, window_table
         xor     %r12d, %r12d
@@ -254,6 +307,9 @@ write_protect:  .long 0
 execution_prevention: .long 0
 access_prevention: .long 0                      # 2: with AC set
 privilege:      .long 0
+section:        .quad 0
+is_reserved:    .byte 0
+                .balign 8
 access:         .long 0                         # read, write, execute
 user_accesses:  .quad USER + user_read - user_start, USER + user_write - user_start, USER + user_call - user_start
 directory_rights: .quad 7, 5, 3, 6, 7 + NX, 1 + NX

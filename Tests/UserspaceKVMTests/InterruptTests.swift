@@ -5,7 +5,7 @@ import Testing
 import UserspaceKVM
 
 /// Interrupts of the machine's own controllers, taken by guests in real mode. Handlers write to port 0x10.
-@Suite(.timeLimit(.minutes(1))) struct InterruptTests {
+@Suite struct InterruptTests {
     /// sti ; hlt ; jmp $-1
     private static let haltLoop: [UInt8] = [0xFB, 0xF4, 0xEB, 0xFD]
     /// out 0x10,al ; iret

@@ -4,7 +4,7 @@ import SystemPackage
 import Testing
 import UserspaceKVM
 
-@Suite(.serialized, .timeLimit(.minutes(2))) struct LifetimeTests {
+@Suite(.serialized) struct LifetimeTests {
     /// The number of the process's mappings.
     private func mappingCount() -> Int {
         guard let file = fopen("/proc/self/maps", "r") else { return 0 }

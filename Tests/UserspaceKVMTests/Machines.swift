@@ -14,6 +14,7 @@ final class SmallMachine {
     let memory: UnsafeMutableRawBufferPointer
 
     init(code: [UInt8] = [], hasIRQChip: Bool = false, id: UInt32 = 0, flags: MemoryRegionFlags = []) throws {
+        Watchdog.begin()
         let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.byteCount, alignment: 4096)
         memory.initializeMemory(as: UInt8.self, repeating: 0)
         for (index, byte) in code.enumerated() { memory[Self.codeAddress + index] = byte }
@@ -43,7 +44,10 @@ final class SmallMachine {
         try vcpu.setRegisters(registers)
     }
 
-    deinit { memory.deallocate() }
+    deinit {
+        Watchdog.end()
+        memory.deallocate()
+    }
 
     /// Puts code at a real-mode interrupt's handler address, 0x3000, and points the vector to it.
     func setHandler(vector: Int, code: [UInt8]) {

@@ -6,6 +6,8 @@ import Synchronization
 func withThreads(
     _ count: Int, _ body: @escaping @Sendable (Int) -> Void, meanwhile: () throws -> Void = {}
 ) throws {
+    Watchdog.begin()
+    defer { Watchdog.end() }
     let barrier = Barrier(count + 1)
     var threads: [HostThread] = []
     for index in 0..<count {
@@ -30,5 +32,21 @@ private final class Barrier: Sendable {
     func wait() {
         missing.wrappingSubtract(1, ordering: .acquiringAndReleasing)
         while missing.load(ordering: .acquiring) > 0 { sched_yield() }
+    }
+}
+
+/// Ends the process with SIGALRM when tests that could hang make no progress: a time limit does not end a thread.
+enum Watchdog {
+    private static let users = Atomic<Int>(0)
+    private static let seconds: UInt32 = 120
+
+    static func begin() {
+        users.wrappingAdd(1, ordering: .relaxed)
+        alarm(seconds)
+    }
+
+    static func end() {
+        let left = users.wrappingSubtract(1, ordering: .relaxed).newValue
+        alarm(left == 0 ? 0 : seconds)
     }
 }

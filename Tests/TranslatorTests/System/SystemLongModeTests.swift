@@ -75,7 +75,7 @@ import X86
         let old = (m.state.rip, m.state[.rsp], m.processor.system.cs, m.processor.system.ss, m.state.rflags)
         m.store(0x1122 as UInt64, at: 0x7008)
         let interrupt = PendingEvent(kind: .externalInterrupt, vector: 14)
-        #expect(m.deliver(interrupt) == .exception(.pageFault(address: 0x6FE8, code: 2)))
+        #expect(m.deliver(interrupt) == .exception(.pageFault(address: 0x6FF8, code: 2)))
         #expect(old.0 == m.state.rip && old.1 == m.state[.rsp] && old.2 == m.processor.system.cs)
         #expect(old.3 == m.processor.system.ss && old.4 == m.state.rflags && m.processor.cpl == 3)
         #expect(m.load(0x7008) as UInt64 == 0x1122, "not even the slots that could be written are")

@@ -125,7 +125,7 @@ public final class GuestWalk {
         var tableAddress = context.root
         var shift: UInt64 = 39
         while true {
-            guard let table = self.table(at: tableAddress, context) else { return .noMemory(tableAddress) }
+            guard let table = self.table(at: tableAddress, context) else { return unmapped(access, context) }
             let index = Int((linear >> shift) & 511)
             if shift == 12 {
                 cache[slot] = CachedTable(
@@ -155,11 +155,11 @@ public final class GuestWalk {
 
     private func walkPAE(_ linear: UInt64, _ access: PageAccess, _ context: PagingContext) -> WalkResult? {
         let rootAddress = context.cr3 & 0xFFFF_FFE0
-        guard let page = self.table(at: rootAddress & ~0xFFF, context) else { return .noMemory(rootAddress) }
+        guard let page = self.table(at: rootAddress & ~0xFFF, context) else { return unmapped(access, context) }
         let pointer = load(page, Int((rootAddress & 0xFFF) >> 3) + Int((linear >> 30) & 3))
         if pointer & Entry.present == 0 { return fault(access, context, protection: false) }
         let directoryAddress = pointer & Entry.address
-        guard let directory = self.table(at: directoryAddress, context) else { return .noMemory(directoryAddress) }
+        guard let directory = self.table(at: directoryAddress, context) else { return unmapped(access, context) }
         let index = Int((linear >> 21) & 511)
         let entry = load(directory, index)
         if entry & Entry.present == 0 { return fault(access, context, protection: false) }
@@ -173,7 +173,7 @@ public final class GuestWalk {
         var rights = Rights()
         rights.restrict(by: entry, context)
         let tableAddress = entry & Entry.address
-        guard let table = self.table(at: tableAddress, context) else { return .noMemory(tableAddress) }
+        guard let table = self.table(at: tableAddress, context) else { return unmapped(access, context) }
         return finish(
             linear, access, context, rights: rights, table: table, tableAddress: tableAddress,
             index: Int((linear >> 12) & 511), shift: 12)
@@ -213,7 +213,7 @@ public final class GuestWalk {
     /// 32-bit paging, with its 4-byte entries.
     private func walk32(_ linear: UInt64, _ access: PageAccess, _ context: PagingContext) -> WalkResult? {
         let directoryAddress = context.cr3 & 0xFFFF_F000
-        guard let directory = self.table(at: directoryAddress, context) else { return .noMemory(directoryAddress) }
+        guard let directory = self.table(at: directoryAddress, context) else { return unmapped(access, context) }
         let directoryIndex = Int((linear >> 22) & 1023)
         let entry = load32(directory, directoryIndex)
         if entry & Entry.present == 0 { return fault(access, context, protection: false) }
@@ -231,7 +231,7 @@ public final class GuestWalk {
             return nil
         }
         let tableAddress = entry & 0xFFFF_F000
-        guard let table = self.table(at: tableAddress, context) else { return .noMemory(tableAddress) }
+        guard let table = self.table(at: tableAddress, context) else { return unmapped(access, context) }
         let index = Int((linear >> 12) & 1023)
         let leaf = load32(table, index)
         if leaf & Entry.present == 0 { return fault(access, context, protection: false) }
@@ -299,6 +299,11 @@ public final class GuestWalk {
             code |= FaultCode.fetch
         }
         return .fault(code: code)
+    }
+
+    /// A table that lies where there is no memory maps nothing, as under KVM.
+    private func unmapped(_ access: PageAccess, _ context: PagingContext) -> WalkResult {
+        fault(access, context, protection: false)
     }
 
     private func hasReservedBits(_ entry: UInt64, _ context: PagingContext) -> Bool {

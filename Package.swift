@@ -84,21 +84,23 @@ let package = Package(
         .testTarget(
             name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
             swiftSettings: execution),
-        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
+        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts", "TestSupport"], swiftSettings: execution),
         .testTarget(
-            name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU"],
+            name: "TranslatorTests",
+            dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU", "TestSupport"],
             swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [
                 "Machine", "Addressing", "KVMInterface", "CHost", "Host", "CLZ4", "CLZMA", "CZlib", "CZstd",
+                "TestSupport",
                 .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
-        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "TestSupport"], swiftSettings: execution),
         .testTarget(
-            name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"],
+            name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing", "TestSupport"],
             swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
         .testTarget(

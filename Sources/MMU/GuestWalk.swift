@@ -193,17 +193,30 @@ public final class GuestWalk {
         }
         var rights = upper
         rights.restrict(by: entry, context)
+        return complete(
+            linear, access, context, rights, entry, base: entry & Entry.address & ~pageMask, shift: shift
+        ) { set($0, table, index, entry, tableAddress) }
+    }
+
+    /// Checks the rights to a page, sets the bits of its entry and makes the translation.
+    ///
+    /// - Parameter set: sets bits in the entry unless it has changed.
+    @inline(__always)
+    private func complete(
+        _ linear: UInt64, _ access: PageAccess, _ context: PagingContext, _ rights: Rights, _ entry: UInt64,
+        base: UInt64, shift: UInt64, set: (UInt64) -> Bool
+    ) -> WalkResult? {
         guard allows(access, rights, context) else { return fault(access, context, protection: true) }
         var needed = Entry.accessed
         if access.kind == .write { needed |= Entry.dirty }
-        if entry & needed != needed, !set(needed, table, index, entry, tableAddress) { return nil }
+        if entry & needed != needed, !set(needed) { return nil }
         let isDirty = (entry | needed) & Entry.dirty != 0
         let mayWrite =
             isDirty
             && allows(
                 PageAccess(.write, isUser: access.isUser, overridesAccessPrevention: access.overridesAccessPrevention),
                 rights, context)
-        let base = entry & Entry.address & ~pageMask
+        let pageMask = (UInt64(1) << shift) - 1
         return .translated(
             PageTranslation(
                 physical: base | (linear & pageMask & ~0xFFF), isWritable: mayWrite,
@@ -223,9 +236,9 @@ public final class GuestWalk {
             // PSE-36: bits 13–20 are address bits 32–39; bit 21 is reserved.
             if entry & (1 << 21) != 0 { return fault(access, context, protection: true, reserved: true) }
             let base = entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32
-            return finish32(
-                linear, access, context, rights, directory, directoryAddress, directoryIndex, entry, base: base,
-                shift: 22)
+            return complete(linear, access, context, rights, entry, base: base, shift: 22) {
+                set32($0, directory, directoryIndex, entry, directoryAddress)
+            }
         }
         if entry & Entry.accessed == 0, !set32(Entry.accessed, directory, directoryIndex, entry, directoryAddress) {
             return nil
@@ -236,30 +249,9 @@ public final class GuestWalk {
         let leaf = load32(table, index)
         if leaf & Entry.present == 0 { return fault(access, context, protection: false) }
         rights.restrict(by: leaf, context)
-        return finish32(
-            linear, access, context, rights, table, tableAddress, index, leaf, base: leaf & 0xFFFF_F000, shift: 12)
-    }
-
-    private func finish32(
-        _ linear: UInt64, _ access: PageAccess, _ context: PagingContext, _ rights: Rights,
-        _ table: UnsafeMutablePointer<UInt64>, _ tableAddress: UInt64, _ index: Int, _ entry: UInt64, base: UInt64,
-        shift: UInt64
-    ) -> WalkResult? {
-        guard allows(access, rights, context) else { return fault(access, context, protection: true) }
-        var needed = Entry.accessed
-        if access.kind == .write { needed |= Entry.dirty }
-        if entry & needed != needed, !set32(needed, table, index, entry, tableAddress) { return nil }
-        let isDirty = (entry | needed) & Entry.dirty != 0
-        let mayWrite =
-            isDirty
-            && allows(
-                PageAccess(.write, isUser: access.isUser, overridesAccessPrevention: access.overridesAccessPrevention),
-                rights, context)
-        let pageMask = (UInt64(1) << shift) - 1
-        return .translated(
-            PageTranslation(
-                physical: base | (linear & pageMask & ~0xFFF), isWritable: mayWrite,
-                isGlobal: entry & Entry.global != 0 && context.cr4 & CR4.globalPages != 0, pageShift: UInt8(shift)))
+        return complete(linear, access, context, rights, leaf, base: leaf & 0xFFFF_F000, shift: 12) {
+            set32($0, table, index, leaf, tableAddress)
+        }
     }
 
     // MARK: Rules

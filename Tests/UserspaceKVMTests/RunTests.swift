@@ -292,27 +292,15 @@ import UserspaceKVM
     /// An entry with an address beyond the width that CPUID tells has a reserved bit.
     @Test(arguments: [(40, true), (48, false)] as [(UInt32, Bool)])
     func addressWidth(bits: UInt32, faults: Bool) throws {
-        let small = try SmallMachine(code: [0xF4])
+        // mov al,[0x40000000] ; hlt
+        let small = try SmallMachine(code: [0x8A, 0x04, 0x25, 0, 0, 0, 0x40, 0xF4])
         var leaves = try small.system.supportedCPUID()
         let index = try #require(leaves.firstIndex { $0.function == 0x8000_0008 })
         leaves[index].eax = leaves[index].eax & ~0xFF | bits
         try small.vcpu.setCPUID(leaves)
-        // Page map and pointer table at 0x10000 and 0x11000, and a page of 1 GiB at 0; the next one lies at 1 << 45.
-        small.memory.storeBytes(of: 0x11003, toByteOffset: 0x10000, as: UInt64.self)
-        small.memory.storeBytes(of: 0x83, toByteOffset: 0x11000, as: UInt64.self)
+        // The second GiB lies at 1 << 45.
         small.memory.storeBytes(of: 1 << 45 | 0x83, toByteOffset: 0x11008, as: UInt64.self)
-        // mov al,[0x40000000] ; hlt
-        for (index, byte) in [0x8A, 0x04, 0x25, 0, 0, 0, 0x40, 0xF4].enumerated() {
-            small.memory[SmallMachine.codeAddress + index] = UInt8(byte)
-        }
-        var special = try small.vcpu.specialRegisters()
-        special.cs.l = 1
-        special.cs.type = 11
-        special.cr0 = 0x8000_0011
-        special.cr3 = 0x10000
-        special.cr4 = 0x20
-        special.efer = 0x500
-        try small.vcpu.setSpecialRegisters(special)
+        try small.enter64BitMode()
         let exit = try small.vcpu.run()
         switch (exit, faults) {
         case (.shutdown, true): #expect(try small.vcpu.specialRegisters().cr2 == 0x4000_0000)
@@ -323,24 +311,13 @@ import UserspaceKVM
 
     /// In 64-bit mode the bases of CS, DS, ES and SS that a client sets do not count.
     @Test func flatSegmentsOf64BitMode() throws {
-        let small = try SmallMachine()
-        small.memory.storeBytes(of: 0x11003, toByteOffset: 0x10000, as: UInt64.self)
-        small.memory.storeBytes(of: 0x83, toByteOffset: 0x11000, as: UInt64.self)
         // mov al,[0x2000] ; hlt
-        for (index, byte) in [0x8A, 0x04, 0x25, 0x00, 0x20, 0, 0, 0xF4].enumerated() {
-            small.memory[SmallMachine.codeAddress + index] = UInt8(byte)
-        }
+        let small = try SmallMachine(code: [0x8A, 0x04, 0x25, 0x00, 0x20, 0, 0, 0xF4])
         small.memory[0x2000] = 0x5A
-        var special = try small.vcpu.specialRegisters()
-        special.cs.l = 1
-        special.cs.type = 11
-        special.cs.base = 0x7000
-        special.ds.base = 0x3000
-        special.cr0 = 0x8000_0011
-        special.cr3 = 0x10000
-        special.cr4 = 0x20
-        special.efer = 0x500
-        try small.vcpu.setSpecialRegisters(special)
+        try small.enter64BitMode { special in
+            special.cs.base = 0x7000
+            special.ds.base = 0x3000
+        }
         guard case .hlt = try small.vcpu.run() else {
             Issue.record("no halt: \(small.vcpu.runArea.exit)")
             return

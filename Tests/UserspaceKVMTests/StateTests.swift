@@ -297,8 +297,7 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
         #expect(throws: Errno.invalidArgument) { try small.vcpu.setEvents(events) }
     }
 
-    @Test func exceptionPayloadNeedsItsCapability() throws {
-        let small = try SmallMachine()
+    private static var pendingPageFault: VCPUEvents {
         var events = VCPUEvents()
         events.exception.pending = 1
         events.exception.nr = 14
@@ -306,6 +305,12 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
         events.exception_has_payload = 1
         events.exception_payload = 0xABCD_E000
         events.flags = UInt32(KVM_VCPUEVENT_VALID_PAYLOAD)
+        return events
+    }
+
+    @Test func exceptionPayloadNeedsItsCapability() throws {
+        let small = try SmallMachine()
+        var events = Self.pendingPageFault
         #expect(throws: Errno.invalidArgument) { try small.vcpu.setEvents(events) }
         try small.machine.enableCapability(.exceptionPayload, 1)
         try small.vcpu.setEvents(events)
@@ -328,14 +333,7 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
     @Test func exceptionPayloadWithoutItsCapability() throws {
         let small = try SmallMachine()
         try small.machine.enableCapability(.exceptionPayload, 1)
-        var events = VCPUEvents()
-        events.exception.pending = 1
-        events.exception.nr = 14
-        events.exception.has_error_code = 1
-        events.exception_has_payload = 1
-        events.exception_payload = 0xABCD_E000
-        events.flags = UInt32(KVM_VCPUEVENT_VALID_PAYLOAD)
-        try small.vcpu.setEvents(events)
+        try small.vcpu.setEvents(Self.pendingPageFault)
         try small.machine.enableCapability(.exceptionPayload, 0)
         let read = try small.vcpu.events()
         #expect(read.exception.injected == 1 && read.exception.pending == 0 && read.exception_has_payload == 0)

@@ -57,12 +57,13 @@ extension BlockTranslator {
         }
 
         // Address first: it needs both scratch registers.
+        var place = Emitter.Memory.at(.address)
         if let memoryOperand {
             if form == .bounce {
                 e.load(.address, temporary(1))
             } else {
-                emitAddress(memoryOperand.memory, addressWidth: i.addressWidth)
-                emitLookup(
+                place = emitAccess(
+                    .operand(memoryOperand.memory, addressWidth: i.addressWidth),
                     byteCount: Int(memoryOperand.size) / 8, memoryOperand.isWritten ? .write : .read,
                     isStack: isStackRelative(memoryOperand.memory))
             }
@@ -71,15 +72,14 @@ extension BlockTranslator {
         let spill = allocate(&carriers, uses, hasHighByte: hasHighByte, memoryOperand)
         var fields = Fields()
         if memoryOperand != nil {
-            if form == .bounce {
-                fields.memory = .at(.address)
-            } else if carriers.isEmpty {
-                fields.memory = .at(.address, plus: .scratch)
-            } else {
-                e.lea(.address, .at(.address, plus: .scratch))
-                fields.memory = .at(.address)
+            // An instruction that names AH…BH has no REX prefix.
+            if form != .bounce && (!carriers.isEmpty || hasHighByte && place.rexBits != 0) {
+                e.lea(.address, place)
+                place = .at(.address)
             }
+            fields.memory = place
         }
+        if !carriers.isEmpty { scratchGroup = nil }
         if let spill { e.store(spill, temporary(3)) }
         for carrier in carriers where carrier.isLoaded { loadGuest(carrier.guest, into: carrier.host) }
         assign(&fields, i, carriers)

@@ -88,6 +88,7 @@ public final class TranslationCache: @unchecked Sendable {
             case .block: 0
             case .step: 1
             case .bounce: 2
+            case .plain: 3
             }
         let key = (physical << 10) ^ UInt64(modeNumber) << 2 ^ formBits
         return Int((key &* 0x9E37_79B9_7F4A_7C15) >> 46)
@@ -261,8 +262,8 @@ public final class TranslationCache: @unchecked Sendable {
         let index = Int32(blocks.count)
         blocks.append(block)
         insertLocked(index)
-        let length = decoded.reduce(0) { $0 + Int($1.decoded.length) }
-        note(index, page, from: Int(physical & 0xFFF), to: min(Int(physical & 0xFFF) + length, 4096))
+        let end = decoded.reduce(0) { max($0, $1.offset + Int($1.decoded.length)) }
+        note(index, page, from: Int(physical & 0xFFF), to: min(end, 4096))
         if secondPage != Block.noPage { note(index, secondPage, from: 0, to: 16) }
         return block
     }

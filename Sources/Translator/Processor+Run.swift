@@ -93,6 +93,7 @@ extension Processor {
         case .memory:
             if let fault = missFault {
                 missFault = nil
+                if isX87Live { try checkPendingX87(decodeCurrent()) }
                 throw fault
             }
             return try executeSlowly()
@@ -421,8 +422,19 @@ extension Processor {
         }
     }
 
+    /// An x87 exception that is pending comes before any fault of a waiting instruction's operand.
+    private func checkPendingX87(_ i: DecodedInstruction) throws(GuestFault) {
+        guard i.unit == .x87, isX87Live, i.mnemonic != ZYDIS_MNEMONIC_FNSTCW, i.mnemonic != ZYDIS_MNEMONIC_FNSTSW
+        else { return }
+        saveX87()
+        let statusWord = state.fxsaveArea.load(fromByteOffset: 2, as: UInt16.self)
+        // The exception summary.
+        if statusWord & 0x80 != 0 { throw .exception(.floatingPoint) }
+    }
+
     /// Runs a copied instruction on a buffer that stands in for its memory operand.
     private func executeThroughBounce(_ i: DecodedInstruction) throws(GuestFault) -> RunResult? {
+        try checkPendingX87(i)
         guard let operand = (0..<Int(i.operandCount)).lazy.map({ i.operand($0) }).first(where: { $0.kind == .memory })
         else { return .emulationFailure }
         let linear = linearAddress(operand.memory, of: i)

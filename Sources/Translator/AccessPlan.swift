@@ -78,7 +78,7 @@ struct AccessPlan {
     }
 
     private struct Finder {
-        var registers: [Symbol] = (0..<16).map { Symbol(value: $0) }
+        var registers = InlineArray<16, Symbol> { Symbol(value: $0) }
         var nextValue = 16
         var epoch = 0
         var candidates: [Candidate] = []

@@ -101,14 +101,14 @@ extension BlockTranslator {
         let spill = allocate(&carriers, uses, hasHighByte: hasHighByte, memoryOperand)
         var fields = Fields()
         if memoryOperand != nil {
-            // An instruction that names AH…BH has no REX prefix.
-            if form != .bounce && (!carriers.isEmpty || hasHighByte && place.rexBits != 0) {
+            if form != .bounce && !carriers.isEmpty && (place.base == .scratch || place.index == .scratch) {
                 e.lea(.address, place)
                 place = .at(.address)
+                held.clobber(.address)
             }
             fields.memory = place
         }
-        if !carriers.isEmpty { scratchGroup = nil }
+        for index in 0..<carriers.count { held.clobber(carriers[index].host) }
         if let spill { e.store(spill, temporary(3)) }
         for index in 0..<carriers.count where carriers[index].isLoaded {
             loadGuest(carriers[index].guest, into: carriers[index].host)

@@ -139,7 +139,7 @@ import UserspaceKVM
     @Test func noRequestToReturnIsLost() throws {
         let small = try SmallMachine(code: [0xEB, 0xFE])
         let vcpu = small.vcpu
-        let rounds = 20_000
+        let rounds = 4000
         let turn = Atomic<Int>(0)
         try withThreads(1) { _ in
             for round in 1...rounds {

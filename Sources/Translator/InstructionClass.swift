@@ -198,7 +198,8 @@ extension DecodedInstruction {
             return category == ZYDIS_CATEGORY_CMOV || category == ZYDIS_CATEGORY_SETCC
         }
     }
-    /// Whether a memory operand that is not aligned to its size raises #GP.
+    /// Whether a memory operand that is not aligned to its size raises #GP on every host. For the SHA extensions, the
+    /// makers' processors differ.
     ///
     /// > Source: Intel SDM volume 1, section 4.1.1; volume 2, tables 2-18 to 2-21.
     var needsAlignedMemory: Bool {
@@ -211,7 +212,7 @@ extension DecodedInstruction {
             ZYDIS_MNEMONIC_PCMPISTRM:
             return false
         default:
-            return encoding == .legacy && unit == .sse
+            return encoding == .legacy && unit == .sse && isaSet != ZYDIS_ISA_SET_SHA
         }
     }
 }

@@ -1,5 +1,6 @@
-# Two processors: starting the other one, interrupts between them, locked accesses, the order of accesses, code and page tables that
-# the other processor changes.
+# Two processors: starting the other one, interrupts between them, locked accesses, the order of accesses, code and page
+# tables that the other processor changes. What they do in turns has few rounds: each costs a time slice where the host
+# has no two cores to give.
 
         .include "long.inc"
 
@@ -103,7 +104,7 @@ main:   mov     $trampoline, %esi
 
         # ------------------------------------------------ interrupts
         start   halt_for_interrupts
-        mov     $100, %ebp
+        mov     $10, %ebp
 1:      mov     counts + 8, %rax
         inc     %rax
         push    %rax
@@ -120,7 +121,7 @@ main:   mov     $trampoline, %esi
         line    "interrupts to a halted processor", count, counts+8
         call    reset_counts
         start   spin_with_interrupts
-        mov     $100, %ebp
+        mov     $10, %ebp
 1:      mov     counts + 8, %rax
         inc     %rax
         push    %rax
@@ -235,7 +236,7 @@ main:   mov     $trampoline, %esi
 3:      cmp     %rbp, seen_value
         jne     2b
         inc     %ebp
-        cmp     $300, %ebp
+        cmp     $25, %ebp
         jne     1b
         movq    $1, stop
         await
@@ -260,7 +261,7 @@ main:   mov     $trampoline, %esi
 4:      cmp     %rbx, seen_value
         jne     3b
         inc     %ebp
-        cmp     $300, %ebp
+        cmp     $25, %ebp
         jne     1b
         movq    $1, stop
         await
@@ -298,7 +299,7 @@ main:   mov     $trampoline, %esi
         je      5f
         incq    disorder
 5:      inc     %ebp
-        cmp     $300, %ebp
+        cmp     $25, %ebp
         jne     1b
         movq    $1, stop
         await
@@ -479,7 +480,7 @@ cross_stores:
         je      4f
         incq    disorder
 4:      inc     %ebp
-        cmp     $4001, %ebp
+        cmp     $61, %ebp
         jb      1b
         ret
 
@@ -507,7 +508,7 @@ compare_time:
 3:      inc     %ebp
         call    meet_again
         inc     %ebp
-        cmp     $2001, %ebp
+        cmp     $41, %ebp
         jb      1b
         ret
 
@@ -539,7 +540,9 @@ halt_for_interrupts:
         hlt
         jmp     halt_for_interrupts
 1:      sti
-        nop
+2:      pause
+        cmpq    $11, counts + 8                 # the last one may be on its way
+        jb      2b
         cli
         ret
 spin_with_interrupts:
@@ -566,6 +569,7 @@ halt_for_nmi:
         cli
 1:      cmpq    $0, nmi_count
         jne     2f
+halt_here:
         hlt
         jmp     1b
 2:      ret
@@ -613,7 +617,10 @@ flush_page:
         add     $8, %rsp
         iretq
 count_nmi:
-        lock incq nmi_count
+        cmpq    $halt_here, 8(%rsp)             # it came too early to end HLT
+        jne     1f
+        incq    8(%rsp)
+1:      lock incq nmi_count
 1:      pause
         cmpq    $0, nmi_waits
         jne     1b

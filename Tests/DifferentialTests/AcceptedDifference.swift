@@ -26,7 +26,7 @@ struct AcceptedDifference {
     /// The version of QEMU whose differences these are.
     static let qemuVersion = "7.2"
 
-    static let all = paging + exceptions + segments + transfers + control + debug + legacy
+    static let all = paging + exceptions + segments + transfers + control + debug + interrupts + legacy
 
     private static let paging: [AcceptedDifference] = [
         .init(
@@ -163,6 +163,13 @@ struct AcceptedDifference {
         .init(
             guest: "debug", titles: ["dr6 bits"], martlet: ["bits=f"], qemu: ["bits=1"],
             reason: "each breakpoint that matches sets its bit (SDM volume 3, section 18.2.3)")
+    ]
+
+    private static let interrupts: [AcceptedDifference] = [
+        .init(
+            guest: "interrupts", titles: ["register 0x320", "register 0x350", "register 0x360", "register 0x370"],
+            martlet: [" of_ones=700ff ", " of_ones=1a7ff ", " of_ones=100ff "], qemu: [" of_ones=ffffffff "],
+            reason: "reserved bits read as zero (SDM volume 3, section 11.5.1)")
     ]
 
     /// Guests without long mode.

@@ -65,7 +65,7 @@ struct BareGuest: CustomTestStringConvertible, Sendable {
             .init(name: "paging"), .init(name: "tlb"),
             .init(name: "exceptions"), .init(name: "debug"), .init(name: "control"),
             .init(name: "segments"), .init(name: "transfers"),
-            .init(name: "protected"), .init(name: "tasks"), .init(name: "real"), .init(name: "interrupts"),
+            .init(name: "protected"), .init(name: "tasks"), .init(name: "real"), .init(name: "interrupts"), .init(name: "selfmod"), .init(name: "modes"),
             .init(name: "smp", cpus: 2)
         ] + [0, 1, 2, 3, 4, 5, 10, 11, 12].map { .init(name: "shutdown", variant: $0, ending: .shutdown) }
 

@@ -23,7 +23,7 @@ extension Processor {
                 commitClientAccesses()
                 continue
             }
-            if hasAttention || wantsInterruptWindow && canAcceptInterrupt {
+            if hasAttention || wantsInterruptWindow && (canAcceptInterrupt || isInShadow) {
                 // An instruction in the shadow of STI or MOV SS is executed before anything else happens, and so is one
                 // whose access the client has answered.
                 if !isInShadow && !isCompletingAccess { return .attention }

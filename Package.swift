@@ -86,7 +86,6 @@ let package = Package(
             swiftSettings: execution),
         .testTarget(
             name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),
-        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts", "TestSupport"], swiftSettings: execution),
         .testTarget(
             name: "TranslatorTests",

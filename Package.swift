@@ -84,6 +84,8 @@ let package = Package(
         .testTarget(
             name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
             swiftSettings: execution),
+        .testTarget(
+            name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts", "TestSupport"], swiftSettings: execution),
         .testTarget(
             name: "TranslatorTests",

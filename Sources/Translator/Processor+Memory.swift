@@ -339,6 +339,12 @@ extension Processor {
             missFault = descriptor.isStack && error == .generalProtection() ? .exception(.stack()) : error
         }
         setRIP(fromOffset: descriptor.offset)
+        // The operand's alignment is checked before its page.
+        if descriptor.byteCount > 8, linear & UInt64(descriptor.byteCount - 1) != 0,
+            let instruction = try? decodeCurrent(), instruction.needsAlignedMemory
+        {
+            missFault = .generalProtection()
+        }
         return 1
     }
 

@@ -38,6 +38,8 @@ extension Processor {
         state.rip = isLong ? state[.rcx] : state[.rcx] & 0xFFFF_FFFF
         enterFlat(
             codeSelector: (isLong ? base &+ 16 : base) | 3, level: 3, isLong: isLong, stackSelector: (base &+ 8) | 3)
+        // Unlike IRET, a trap flag that SYSRET loads stops before the first instruction there.
+        if state.systemFlags & RFlags.trap != 0 { system.pendingEvent = PendingEvent(.debug(DebugRegister.singleStep)) }
     }
 
     func executeSysenter(_ i: DecodedInstruction) throws(GuestFault) {

@@ -48,7 +48,6 @@ extension Processor {
         switch walk.translate(linear, access, pagingContext) {
         case .translated(let found): translation = found
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
-        case .noMemory(let address): throw .hostMemory(address)
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
         guard let slot = memory.lookup(frame, addressSpace: 0) else {

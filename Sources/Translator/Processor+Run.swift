@@ -62,6 +62,7 @@ extension Processor {
             usedClientAccesses = 0
             return pendingClientRequest.map { .needsClient($0) } ?? .emulationFailure
         case .shutdown: return .shutdown
+        case .notExecutable: return .emulationFailure
         case .hostMemory(let address): return .hostMemory(address)
         }
     }
@@ -81,7 +82,7 @@ extension Processor {
         case .link:
             let site = cache.linkSite(at: value)
             setRIP(fromOffset: Int(site.targetOffset))
-            let target = try findBlock(.block)
+            let target = try findBlock(site.form)
             if target.mayBeLinked { cache.link(site, to: target.code) }
             foundCode = target.code
         case .jumpMiss:
@@ -93,6 +94,7 @@ extension Processor {
         case .memory:
             if let fault = missFault {
                 missFault = nil
+                if isX87Live { try checkPendingX87(decodeCurrent()) }
                 throw fault
             }
             return try executeSlowly()
@@ -138,7 +140,6 @@ extension Processor {
             tlb.insertFetch(linear, isUser: isUser, physical: translation.physical)
             return translation.physical | linear & 0xFFF
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
-        case .noMemory(let address): throw .hostMemory(address)
         }
     }
 
@@ -181,26 +182,26 @@ extension Processor {
         _ linear: UInt64, _ physical: UInt64, _ form: BlockTranslator.Form
     ) throws(GuestFault) -> TranslationCache.Block? {
         let page = physical >> 12
-        guard let host = hostPage(page) else { throw fetchFromDevice(physical) }
+        guard let host = hostPage(page) else { throw .notExecutable }
         if try guardIfNeeded(page) { return nil }
         let offset = Int(physical & 0xFFF)
         // An instruction that runs into the next page is a block of its own.
         var second: (page: UInt64, host: UnsafeMutableRawPointer)?
         if case .truncated = decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
             let next = try fetchPhysical(nextPage(linear)) >> 12
-            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            guard let nextHost = hostPage(next) else { throw .notExecutable }
             if try guardIfNeeded(next) { return nil }
             second = (next, nextHost)
         }
-        let limit = form != .block || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
+        let limit = !form.isLinked || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
         return cache.translate(
             physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage, mode: mode,
             modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
         ) {
             if let second {
-                return ([ClassifiedInstruction(decodeSpanning(host, offset, second.host), in: mode)], false)
+                return ([ClassifiedInstruction(decodeSpanning(host, offset, second.host), in: mode, at: offset)], false)
             }
-            return decodeBlock(host, offset, limit)
+            return decodeBlock(host, offset, limit, form)
         }
     }
 
@@ -225,19 +226,18 @@ extension Processor {
         return memory.lookup(frame, addressSpace: 0)?.pointee.hostPointer(for: frame)
     }
 
-    /// Code cannot be fetched from a device: KVM reports an emulation failure; so do we.
-    private func fetchFromDevice(_ physical: UInt64) -> GuestFault { .hostMemory(physical) }
-
-    /// Decodes from `offset` until the block ends.
+    /// Decodes from `offset` until the block ends. The second result tells that the next instruction runs into the next
+    /// page.
     private func decodeBlock(
-        _ host: UnsafeMutableRawPointer, _ offset: Int, _ limit: Int
+        _ host: UnsafeMutableRawPointer, _ offset: Int, _ limit: Int, _ form: BlockTranslator.Form
     ) -> ([ClassifiedInstruction], Bool) {
         var result: [ClassifiedInstruction] = []
         var position = offset
+        var sideExitCount = 0
         while result.count < limit && position < 4096 {
             switch decoder.decode(host + position, byteCount: min(15, 4096 - position), size: mode.codeSize) {
             case .instruction(let instruction):
-                let classified = ClassifiedInstruction(instruction, in: mode)
+                let classified = ClassifiedInstruction(instruction, in: mode, at: position)
                 result.append(classified)
                 position += Int(instruction.length)
                 switch classified.kind {
@@ -245,13 +245,21 @@ extension Processor {
                     .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess, .moveString, .storeString,
                     .bitString, .timeStamp:
                     break
+                case .conditional where form == .block:
+                    if position + Int(truncatingIfNeeded: Int64(bitPattern: instruction.operand(0).immediate)) == offset {
+                        let copyCount = min(BlockTranslator.maximumCopyCount, limit / result.count)
+                        return (Array((0..<max(copyCount, 1)).map { _ in result }.joined()), false)
+                    }
+                    if sideExitCount == BlockTranslator.maximumSideExitCount { return (result, false) }
+                    sideExitCount += 1
                 default: return (result, false)
                 }
             case .truncated:
                 return (result, true)
             case .invalid(let tooLong):
                 if result.isEmpty {
-                    result.append(ClassifiedInstruction(Self.invalidInstruction(tooLong: tooLong), in: mode))
+                    result.append(
+                        ClassifiedInstruction(Self.invalidInstruction(tooLong: tooLong), in: mode, at: position))
                 }
                 return (result, false)
             }
@@ -292,14 +300,14 @@ extension Processor {
     func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
         let linear = try currentLinear()
         let physical = try fetchPhysical(linear)
-        guard let host = hostPage(physical >> 12) else { throw fetchFromDevice(physical) }
+        guard let host = hostPage(physical >> 12) else { throw .notExecutable }
         let offset = Int(physical & 0xFFF)
         switch decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
         case .instruction(let instruction): return instruction
         case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
         case .truncated:
             let next = try fetchPhysical(nextPage(linear)) >> 12
-            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            guard let nextHost = hostPage(next) else { throw .notExecutable }
             return decodeSpanning(host, offset, nextHost)
         }
     }
@@ -411,8 +419,19 @@ extension Processor {
         }
     }
 
+    /// An x87 exception that is pending comes before any fault of a waiting instruction's operand.
+    private func checkPendingX87(_ i: DecodedInstruction) throws(GuestFault) {
+        guard i.unit == .x87, isX87Live, i.mnemonic != ZYDIS_MNEMONIC_FNSTCW, i.mnemonic != ZYDIS_MNEMONIC_FNSTSW
+        else { return }
+        saveX87()
+        let statusWord = state.fxsaveArea.load(fromByteOffset: 2, as: UInt16.self)
+        // The exception summary.
+        if statusWord & 0x80 != 0 { throw .exception(.floatingPoint) }
+    }
+
     /// Runs a copied instruction on a buffer that stands in for its memory operand.
     private func executeThroughBounce(_ i: DecodedInstruction) throws(GuestFault) -> RunResult? {
+        try checkPendingX87(i)
         guard let operand = (0..<Int(i.operandCount)).lazy.map({ i.operand($0) }).first(where: { $0.kind == .memory })
         else { return .emulationFailure }
         let linear = linearAddress(operand.memory, of: i)

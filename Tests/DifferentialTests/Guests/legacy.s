@@ -1,5 +1,5 @@
-# Paging of 32-bit protected mode, with two levels of tables and with PAE: rights of pages and directories against WP, privilege
-# and kind of access; large pages; reserved bits; what is remembered.
+# Paging of 32-bit protected mode, with two levels of tables and with PAE: rights of pages and directories against WP,
+# privilege and kind of access; large pages; reserved bits; what is remembered.
 
         .include "protected.inc"
 
@@ -60,7 +60,8 @@ try:    mov     target, %edi
         new_line
         ret
 
-# Every access at both privilege levels, to `target`, whose entry is given in EAX (and EDX with PAE) and stored to `entry`.
+# Every access at both privilege levels, to `target`, whose entry is given in EAX (and EDX with PAE) and stored to
+# `entry`.
 try_all:
         mov     %eax, entry_value
         mov     %edx, entry_value + 4
@@ -86,8 +87,8 @@ try_all:
         jne     1b
         ret
 
-# The rights of an entry: present, writable, user; with PAE also those that are not executable. Their frame is EBP. Both
-# values of WP.
+# The rights of an entry: present, writable, user; with PAE also those that are not executable. Their frame is EBP.
+# Both values of WP.
 try_rights:
         mov     $2, %ecx
 1:      push    %ecx

@@ -57,6 +57,10 @@ public final class GuestWalk {
         static var global: UInt64 { 1 << 8 }
         static var noExecute: UInt64 { 1 << 63 }
         static var address: UInt64 { 0x000F_FFFF_FFFF_F000 }
+        /// Bits 62–52.
+        static var software: UInt64 { 0x7FF << 52 }
+        /// Bits 63–52, 8–5, 2 and 1.
+        static var reservedInPointer: UInt64 { 0xFFF0_0000_0000_01E6 }
     }
 
     /// Bits of a page fault's error code.
@@ -177,6 +181,20 @@ public final class GuestWalk {
         return finish(
             linear, access, context, rights: rights, table: table, tableAddress: tableAddress,
             index: Int((linear >> 12) & 511), shift: 12)
+    }
+
+    /// Whether PAE's pointer table can be loaded: no entry that is present has reserved bits.
+    ///
+    /// > Source: Intel SDM volume 3, section 4.4.1.
+    public func hasValidPointers(_ context: PagingContext) -> Bool {
+        let rootAddress = context.cr3 & 0xFFFF_FFE0
+        // Without memory there, the first walk says so.
+        guard let page = table(at: rootAddress & ~0xFFF, context) else { return true }
+        return (0..<4).allSatisfy { index in
+            let pointer = load(page, Int((rootAddress & 0xFFF) >> 3) + index)
+            return pointer & Entry.present == 0
+                || pointer & Entry.reservedInPointer == 0 && (pointer & Entry.address) >> physicalAddressBits == 0
+        }
     }
 
     /// Checks and completes the entry that maps the page.
@@ -300,6 +318,8 @@ public final class GuestWalk {
 
     private func hasReservedBits(_ entry: UInt64, _ context: PagingContext) -> Bool {
         if entry & Entry.noExecute != 0 && !context.hasNoExecute { return true }
+        // What long mode leaves to software is reserved with PAE.
+        if entry & Entry.software != 0 && context.efer & EFER.longModeActive == 0 { return true }
         return (entry & Entry.address) >> physicalAddressBits != 0
     }
 

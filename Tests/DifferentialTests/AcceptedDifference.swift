@@ -175,6 +175,13 @@ struct AcceptedDifference {
     /// Guests without long mode.
     private static let legacy: [AcceptedDifference] = [
         .init(
+            guest: "legacy", titles: ["reserved bit of a large page", "reserved bits of a page"],
+            martlet: ["as expected"], qemu: [" v=e e=8 "],
+            reason: "RSVD is only ever set together with P (SDM volume 3, section 4.7)"),
+        .init(
+            guest: "legacy", titles: ["reserved bits of the pointer table"], martlet: ["as expected"],
+            qemu: [" v=ff"], reason: "SDM volume 3, section 4.4.1"),
+        .init(
             guest: "protected", titles: ["gate to conforming code: user call"], martlet: [" cs=73 "], qemu: [" cs=70 "],
             reason: "the RPL of CS is the CPL (SDM volume 2, CALL)"),
         .init(

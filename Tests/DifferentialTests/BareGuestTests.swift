@@ -62,11 +62,10 @@ struct BareGuest: CustomTestStringConvertible, Sendable {
 
     static let all: [BareGuest] =
         [
-            .init(name: "paging"), .init(name: "tlb"),
-            .init(name: "exceptions"), .init(name: "debug"), .init(name: "control"),
-            .init(name: "segments"), .init(name: "transfers"),
-            .init(name: "protected"), .init(name: "tasks"), .init(name: "real"), .init(name: "interrupts"), .init(name: "selfmod"), .init(name: "modes"),
-            .init(name: "smp", cpus: 2)
+            .init(name: "paging"), .init(name: "legacy"), .init(name: "tlb"), .init(name: "exceptions"),
+            .init(name: "debug"), .init(name: "control"), .init(name: "segments"), .init(name: "transfers"),
+            .init(name: "protected"), .init(name: "tasks"), .init(name: "real"), .init(name: "modes"),
+            .init(name: "selfmod"), .init(name: "interrupts"), .init(name: "smp", cpus: 2)
         ] + [0, 1, 2, 3, 4, 5, 10, 11, 12].map { .init(name: "shutdown", variant: $0, ending: .shutdown) }
 
     static let directory = {

@@ -1,5 +1,5 @@
-# Interrupts of one processor: the local APIC's priorities and registers, its timer, the shadow of STI, NMIs, user code, and
-# the old timer through the 8259 and the IOAPIC.
+# Interrupts of one processor: the local APIC's priorities and registers, its timer, the shadow of STI, NMIs, user
+# code, and the old timer through the 8259 and the IOAPIC.
 
         .include "long.inc"
 
@@ -591,8 +591,8 @@ handle_nmi:
         add     $8, %rsp
         iretq
 
-# The vector in RAX, behind the others; the interrupted RIP and CS of the first. Called by a handler that has pushed three
-# registers.
+# The vector in RAX, behind the others; the interrupted RIP and CS of the first. Called by a handler that has pushed
+# three registers.
 note_vector:
         incq    seen_count
         cmpq    $0, seen

@@ -1,6 +1,6 @@
-# The same bytes at the same address in every mode: 64-bit, compatibility mode with 32 and 16 bits, protected mode without
-# paging, with PAE and with two levels of tables, 16-bit protected mode, real mode, and back. Twice, so that what was
-# translated runs again.
+# The same bytes at the same address in every mode: 64-bit, compatibility mode with 32 and 16 bits, protected mode
+# without paging, with PAE and with two levels of tables, 16-bit protected mode, real mode, and back. Twice, so that
+# what was translated runs again.
 
         .include "long.inc"
 

@@ -1,5 +1,5 @@
-# Code that changes itself: by every kind of store, in its own block and page, through other mappings, across pages, and code
-# whose page tables change.
+# Code that changes itself: by every kind of store, in its own block and page, through other mappings, across pages,
+# and code whose page tables change.
 
         .include "long.inc"
 

@@ -1,6 +1,6 @@
-# Two processors: starting the other one, interrupts between them, locked accesses, the order of accesses, code and page
-# tables that the other processor changes. What they do in turns has few rounds: each costs a time slice where the host
-# has no two cores to give.
+# Two processors: starting the other one, interrupts between them, locked accesses, the order of accesses, code and
+# page tables that the other processor changes. What they do in turns has few rounds: each costs a time slice where
+# the host has no two cores to give.
 
         .include "long.inc"
 
@@ -35,7 +35,8 @@
         jne     94b
         .endm
 
-# Both processors run \label, at the same time as near as may be; it keeps RBP, and RBX is the number of the processor.
+# Both processors run \label, at the same time as near as may be; it keeps RBP, and RBX is the number of the
+# processor.
         .macro  both label:req
         xor     %eax, %eax
         mov     %rax, meeting
@@ -455,7 +456,8 @@ pass_messages:
         jne     2b
         ret
 
-# Each writes its variable and reads the other's, with a fence or a locked access between: one of them sees the other's.
+# Each writes its variable and reads the other's, with a fence or a locked access between: one of them sees the
+# other's.
 cross_stores:
         mov     %ebx, %r12d
         xor     $1, %r12d

@@ -201,7 +201,16 @@ struct BlockTranslator {
         case .clearAccess where bases.otherModeNumber != nil:
             emitSetAccess(false)
             return true
-        case .swift, .setInterrupt, .setAccess, .clearAccess:
+        case .system:
+            emitSystem(i)
+            return true
+        case .syscall where form == .block && !mode.singleSteps:
+            emitSystemCall(i)
+            return false
+        case .sysret where form == .block && !mode.singleSteps && tlbMode == .supervisor:
+            emitSystemReturn(i)
+            return false
+        case .swift, .setInterrupt, .setAccess, .clearAccess, .syscall, .sysret:
             emitExit(swiftExit(i))
             return false
         default:

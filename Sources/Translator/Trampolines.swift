@@ -4,7 +4,8 @@ import X86
 ///
 /// Calls out of translated code go through pointers in the state page, so that blocks need no absolute addresses.
 struct Trampolines {
-    /// `(GS base, code)`: loads the guest's registers and jumps to `code`; returns when the guest leaves.
+    /// `(code)`, with GS base at the active partition: loads the guest's registers and jumps to `code`; returns when the
+    /// guest leaves.
     let enter: UInt64
     /// Where a block that leaves jumps to: saves the guest's registers and returns from `enter`.
     let exit: UInt64
@@ -48,9 +49,8 @@ struct Trampolines {
         enter = e.address
         for register in [HostRegister.rbx, .rbp, .r12, .r13, .r14, .r15] { e.push(register) }
         e.bytes(0x48, 0x83, 0xEC, 0x08)  // sub rsp, 8
-        e.bytes(0xF3, 0x48, 0x0F, 0xAE, 0xDF)  // wrgsbase rdi
         e.store(.rsp, .state(CPUState.hostStackPointerOffset))
-        e.store(.rsi, .state(CPUState.temporariesOffset))
+        e.store(.rdi, .state(CPUState.temporariesOffset))
         Self.loadVectors(&e)
         e.loadFlags()
         Self.loadGeneral(&e)

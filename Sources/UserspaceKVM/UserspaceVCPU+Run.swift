@@ -22,7 +22,9 @@ extension UserspaceVCPU {
             let completes = processor.isCompletingAccess
             if !completes, mustReturn { throw interrupted() }
             acceptStartupSignals()
-            serviceTimer()
+            // The clock is slow to read: between the thread's signals, now and then is enough.
+            entryCount &+= 1
+            if entryCount & 15 == 0 || takeSignal(.timer) { serviceTimer() }
             if processor.system.activity != .running {
                 try waitForActivity()
                 continue
@@ -159,7 +161,9 @@ extension UserspaceVCPU {
         }
         if hasInterrupt, processor.canAcceptInterrupt {
             let vector = hasExternalInterrupt(apic) ? vm.router?.pic?.acknowledge() : apic.acknowledge()
-            processor.system.pendingEvent = vector.map { PendingEvent(kind: .externalInterrupt, vector: $0) }
+            if let vector {
+                processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: vector)
+            }
         }
         processor.wantsInterruptWindow = hasInterrupt
     }

@@ -8,12 +8,21 @@ extension BlockTranslator {
 
     // MARK: Stack
 
+    /// Checks the slot below the stack pointer and returns its place on the host.
+    private mutating func emitPushAccess() -> Emitter.Memory {
+        emitAccess(.register(.rsp, Int32(-stackBytes)), byteCount: stackBytes, .write, isStack: true)
+    }
+
     /// Checks the slot below the stack pointer; the host address of the slot is then in the address register, and the
     /// scratch register is free.
     mutating func emitPushSlot() {
-        e.lea(.address, .at(.stack, Int32(-stackBytes)), wide: isWide)
-        emitLookup(byteCount: stackBytes, .write, isStack: true)
-        e.lea(.address, .at(.address, plus: .scratch))
+        e.lea(.address, emitPushAccess())
+        held.clear()
+    }
+
+    /// Checks the slot that `register` points to and returns its place on the host.
+    private mutating func emitPopAccess(_ register: GeneralRegister = .rsp) -> Emitter.Memory {
+        emitAccess(.register(register, 0), byteCount: stackBytes, .read, isStack: true)
     }
 
     mutating func emitStackAdjust(_ distance: Int32) {
@@ -24,22 +33,20 @@ extension BlockTranslator {
         let operand = i.operand(0)
         switch operand.kind {
         case .immediate:
-            emitPushSlot()
-            e.store(Int32(truncatingIfNeeded: operand.immediate), .at(.address), wide: isWide)
+            e.store(Int32(truncatingIfNeeded: operand.immediate), emitPushAccess(), wide: isWide)
         case .memory:
-            emitAddress(operand.memory, addressWidth: i.addressWidth)
-            emitLookup(byteCount: stackBytes, .read, isStack: isStackRelative(operand.memory))
-            e.load(.scratch, .at(.address, plus: .scratch), wide: isWide)
+            e.load(.scratch, emitOperandAccess(i), wide: isWide)
+            held.clobber(.scratch)
             e.store(.scratch, temporary(2))
             emitPushSlot()
             e.load(.scratch, temporary(2))
             e.store(.scratch, .at(.address), wide: isWide)
         default:
             let guest = RegisterName(operand.register).number
-            emitPushSlot()
             if let host = HostRegister.holding(guest) {
-                e.store(host, .at(.address), wide: isWide)
+                e.store(host, emitPushAccess(), wide: isWide)
             } else {
+                emitPushSlot()
                 e.load(.scratch, guestSlot(guest))
                 e.store(.scratch, .at(.address), wide: isWide)
             }
@@ -49,9 +56,7 @@ extension BlockTranslator {
 
     mutating func emitPop(_ i: DecodedInstruction) {
         let guest = RegisterName(i.operand(0).register).number
-        e.move(.address, .stack, wide: isWide)
-        emitLookup(byteCount: stackBytes, .read, isStack: true)
-        let slot = Emitter.Memory.at(.address, plus: .scratch)
+        let slot = emitPopAccess()
         if guest == GeneralRegister.rsp.rawValue {
             e.load(.stack, slot, wide: isWide)
         } else if let host = HostRegister.holding(guest) {
@@ -59,22 +64,41 @@ extension BlockTranslator {
             emitStackAdjust(Int32(stackBytes))
         } else {
             e.load(.scratch, slot, wide: isWide)
+            held.clobber(.scratch)
             e.store(.scratch, guestSlot(guest))
             emitStackAdjust(Int32(stackBytes))
         }
     }
 
     mutating func emitLeave() {
-        e.move(.address, .rbp, wide: isWide)
-        emitLookup(byteCount: stackBytes, .read, isStack: true)
-        e.load(.scratch, .at(.address, plus: .scratch), wide: isWide)
+        e.load(.scratch, emitPopAccess(.rbp), wide: isWide)
+        held.clobber(.scratch)
         e.lea(.stack, .at(.rbp, Int32(stackBytes)), wide: isWide)
         e.move(.rbp, .scratch, wide: isWide)
+    }
+
+    /// Makes the instruction's first operand, `stackBytes` of memory, readable and returns its place on the host.
+    private mutating func emitOperandAccess(_ i: DecodedInstruction) -> Emitter.Memory {
+        let memory = i.operand(0).memory
+        return emitAccess(
+            .operand(memory, addressWidth: i.addressWidth), byteCount: stackBytes, .read,
+            isStack: isStackRelative(memory))
     }
 
     func temporary(_ index: Int) -> Emitter.Memory { .state(CPUState.temporariesOffset + index * 8) }
 
     // MARK: LEA
+
+    /// Whether LEA is translated without the scratch and the address register.
+    func leavesScratchAlone(_ i: DecodedInstruction) -> Bool {
+        typealias Operand = DecodedInstruction.MemoryOperand
+        let target = RegisterName(i.operand(0).register)
+        let memory = i.operand(1).memory
+        return i.addressWidth != 16 && target.width != 16 && HostRegister.holding(target.number) != nil
+            && memory.base != Operand.instructionPointer
+            && (memory.base == Operand.none || HostRegister.holding(memory.base) != nil)
+            && (memory.index == Operand.none || HostRegister.holding(memory.index) != nil)
+    }
 
     mutating func emitLea(_ i: DecodedInstruction) {
         let target = RegisterName(i.operand(0).register)
@@ -141,9 +165,7 @@ extension BlockTranslator {
             emitIndirectTarget(i)
             emitJumpToAddress()
         case .ret:
-            e.move(.address, .stack, wide: isWide)
-            emitLookup(byteCount: stackBytes, .read, isStack: true)
-            e.load(.address, .at(.address, plus: .scratch), wide: isWide)
+            e.load(.address, emitPopAccess(), wide: isWide)
             let extra = i.operand(0).kind == .immediate ? Int32(truncatingIfNeeded: i.operand(0).immediate & 0xFFFF) : 0
             emitStackAdjust(Int32(stackBytes) + extra)
             emitJumpToAddress()
@@ -178,9 +200,7 @@ extension BlockTranslator {
     private mutating func emitIndirectTarget(_ i: DecodedInstruction) {
         let operand = i.operand(0)
         if operand.kind == .memory {
-            emitAddress(operand.memory, addressWidth: i.addressWidth)
-            emitLookup(byteCount: stackBytes, .read, isStack: isStackRelative(operand.memory))
-            e.load(.address, .at(.address, plus: .scratch), wide: isWide)
+            e.load(.address, emitOperandAccess(i), wide: isWide)
         } else {
             let guest = RegisterName(operand.register).number
             if let host = HostRegister.holding(guest) {
@@ -201,7 +221,7 @@ extension BlockTranslator {
     }
 
     private mutating func emitConditional(condition: UInt8, taken: Int64) {
-        if form == .block && isInPage(taken) {
+        if form.isLinked && isInPage(taken) {
             // The conditional jump itself is pointed at the target's block.
             e.align(4, at: 2)
             let jump = e.jump(condition: condition)
@@ -217,16 +237,26 @@ extension BlockTranslator {
         }
     }
 
+    /// A conditional jump with another instruction behind it in the block, which is the target if that lies at `next`.
+    mutating func emitSideExit(_ instruction: ClassifiedInstruction, next: Int) {
+        let taken = relativeTarget(instruction.decoded)
+        let goesOnTaken = next != nextOffset
+        let target = goesOnTaken ? Int64(nextOffset) : taken
+        e.align(4, at: 2)
+        let jump = e.jump(condition: instruction.decoded.opcode & 15 ^ (goesOnTaken ? 1 : 0))
+        addColdJump(ColdJump(jump: jump, place: isInPage(target) ? e.address - 4 : nil, target: target))
+    }
+
     private func isInPage(_ target: Int64) -> Bool { target >= 0 && target < 4096 }
 
     /// Continues at page base + `target`.
-    mutating func emitJump(toOffset target: Int64, mayLink: Bool) {
-        if form == .block && mayLink && isInPage(target) {
+    mutating func emitJump(toOffset target: Int64, mayLink: Bool, _ targetForm: Form = .block) {
+        if form.isLinked && mayLink && isInPage(target) {
             e.align(4, at: 1)
             let jump = e.jump()
             let place = e.address - 4
             e.bind(jump)
-            emitLinkExit(place, target)
+            emitLinkExit(place, target, targetForm)
             return
         }
         e.load(.address, .state(CPUState.pageBaseOffset))
@@ -239,16 +269,16 @@ extension BlockTranslator {
         emitJumpToAddress()
     }
 
-    private mutating func emitLinkExit(_ place: UInt64, _ target: Int64) {
+    mutating func emitLinkExit(_ place: UInt64, _ target: Int64, _ targetForm: Form = .block) {
         emitExit(exitWord(.link, UInt32(truncatingIfNeeded: bases.linkSites + records.linkSites.count)))
-        records.linkSites.append(BlockRecords.LinkSite(place: place, targetOffset: UInt16(target)))
+        records.linkSites.append(BlockRecords.LinkSite(place: place, targetOffset: UInt16(target), form: targetForm))
     }
 
     /// Continues at the linear address in the address register, through the jump cache.
     mutating func emitJumpToAddress() {
         e.load(.scratch, .state(CPUState.modeTagOffset))
         e.lea(.address, .at(.address, plus: .scratch))
-        if form == .block {
+        if form.isLinked {
             let indexMask = Emitter.Memory.state(CPUState.jumpIndexMaskOffset)
             e.pext(.scratch, .address, mask: indexMask)
             e.load(.scratch, .state(SoftTLB.jumpTagsOffset, index: .scratch))

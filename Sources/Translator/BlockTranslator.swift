@@ -11,15 +11,25 @@ import X86
 struct BlockTranslator {
     /// What surrounds the instructions of a block.
     enum Form {
-        /// An ordinary block.
+        /// An ordinary block: it goes on behind some conditional jumps, repeats the body of a short loop, and checks
+        /// neighbouring accesses together (``AccessPlan``).
         case block
+        /// A block that ends at the first jump and checks each access for itself.
+        case plain
         /// One instruction, without a look at the attention flag, that always leaves to the dispatcher.
         case step
         /// One copied instruction whose memory operand is replaced by the address in temporary 1.
         case bounce
+
+        /// The block's jumps may be pointed at other blocks.
+        var isLinked: Bool { self == .block || self == .plain }
     }
 
     static var maximumCount: Int { 64 }
+    /// Conditional jumps behind which a block goes on.
+    static var maximumSideExitCount: Int { 3 }
+    /// How often a block holds the body of a loop that is the block itself.
+    static var maximumCopyCount: Int { 4 }
 
     var e: Emitter
     let mode: TranslationMode
@@ -41,14 +51,32 @@ struct BlockTranslator {
     /// The table set in use where the translation stands; STAC and CLAC change it.
     var tlbMode: SoftTLB.Mode
 
+    /// Accesses that are checked together, and where in the plan the translation stands.
+    private var plan = AccessPlan()
+    private var instructionIndex = 0
+    private var accessNumber = 0
+    /// The groups whose host addresses the scratch and the address register hold.
+    var held = HeldGroups()
+
     /// Slow paths, emitted behind the block.
     private var slowPaths: [SlowPath] = []
     private var coldExits: [(Emitter.Fixup, UInt32)] = []
+    private var coldJumps: [ColdJump] = []
 
     private struct SlowPath {
         let jump: Emitter.Fixup
         let retry: UInt64
         let descriptor: UInt32
+    }
+
+    /// A jump to another block that is expected to be rare.
+    struct ColdJump {
+        let jump: Emitter.Fixup
+        /// Executable address of the jump's displacement, if it can be pointed at the target itself.
+        var place: UInt64?
+        /// Distance from the page base.
+        let target: Int64
+        var form = Form.block
     }
 
     /// Offset in the page of the instruction being translated, and of the one behind it.
@@ -73,17 +101,30 @@ struct BlockTranslator {
     /// Translates `instructions`, which follow each other from ``startOffset``.
     /// - Parameter endsAtPage: the block ended because the next instruction crosses into another page or lies there.
     mutating func translate(_ instructions: [ClassifiedInstruction], spans: Bool) {
-        if form == .block { emitPrologue(instructions) }
-        offset = startOffset
+        if form.isLinked { emitPrologue(instructions) }
+        if form == .block && mode.codeSize == .bits64 { plan = AccessPlan(instructions) }
         var isOpen = true
         for (index, instruction) in instructions.enumerated() {
             isLast = index == instructions.count - 1
+            offset = instruction.offset
             nextOffset = offset + Int(instruction.decoded.length)
+            instructionIndex = index
+            accessNumber = 0
             records.points.append(
                 BlockRecords.Point(address: e.address, guestOffset: UInt16(truncatingIfNeeded: offset)))
-            isOpen = emit(instruction.decoded, instruction.kind)
-            offset = nextOffset
+            switch instruction.kind {
+            case .copy, .push, .pop, .nothing: break
+            case .conditional where !isLast: break
+            case .lea where leavesScratchAlone(instruction.decoded): break
+            default: held.clear()
+            }
+            if !isLast, instruction.kind == .conditional {
+                emitSideExit(instruction, next: instructions[index + 1].offset)
+            } else {
+                isOpen = emit(instruction.decoded, instruction.kind)
+            }
         }
+        offset = nextOffset
         if isOpen { emitFallThrough(spans: spans) }
         emitColdCode()
         e.align(16)
@@ -120,6 +161,8 @@ struct BlockTranslator {
     /// Lets `jump` leave to the dispatcher.
     mutating func addColdExit(_ jump: Emitter.Fixup, _ word: UInt32) { coldExits.append((jump, word)) }
 
+    mutating func addColdJump(_ jump: ColdJump) { coldJumps.append(jump) }
+
     /// Leaves to the dispatcher.
     mutating func emitExit(_ word: UInt32) {
         e.store(Int32(bitPattern: word), .state(CPUState.exitValueOffset), wide: false)
@@ -138,6 +181,14 @@ struct BlockTranslator {
         for (fixup, word) in coldExits {
             e.bind(fixup)
             emitExit(word)
+        }
+        for cold in coldJumps {
+            e.bind(cold.jump)
+            if let place = cold.place {
+                emitLinkExit(place, cold.target, cold.form)
+            } else {
+                emitJump(toOffset: cold.target, mayLink: true, cold.form)
+            }
         }
         for path in slowPaths {
             e.bind(path.jump)
@@ -300,25 +351,133 @@ struct BlockTranslator {
 
     // MARK: Software TLB
 
-    /// Checks the access of `byteCount` bytes at the address register and leaves in the scratch register what has to be
-    /// added to the address.
-    /// - Parameter isStack: the address is relative to SS, so a non-canonical one raises a stack fault.
-    mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind, isStack: Bool = false) {
-        let tags = SoftTLB.tagOffset(tlbMode, kind)
-        let indexMask = Emitter.Memory.state(CPUState.tlbIndexMaskOffset)
-        e.pext(.scratch, .address, mask: indexMask)
-        e.load(.scratch, .state(tags, index: .scratch))
+    /// A place in guest memory as an instruction names it.
+    enum Place {
+        case operand(DecodedInstruction.MemoryOperand, addressWidth: UInt8)
+        /// Relative to a guest register, without a segment's base.
+        case register(GeneralRegister, Int32)
+    }
+
+    /// Makes an access possible and returns where it goes on the host, in terms of the address and the scratch register.
+    mutating func emitAccess(
+        _ place: Place, byteCount: Int, _ kind: SoftTLB.Kind, isStack: Bool
+    ) -> Emitter.Memory {
+        let member = plan.member(instructionIndex, accessNumber)
+        accessNumber += 1
+        guard let member else {
+            emitLinear(place, adding: 0)
+            held.clear()
+            emitLookup(byteCount: byteCount, kind, isStack: isStack)
+            return .at(.address, plus: .scratch)
+        }
+        let group = plan.groups[member.group]
+        if member.isLeader {
+            emitLinear(place, adding: -member.offset)
+            emitGroupLookup(group)
+            held.clear()
+            held.hold(member.group, in: .scratch)
+        } else if held.register(of: member.group) == nil {
+            let register = held.victim
+            e.load(register, .state(group.slot))
+            held.hold(member.group, in: register)
+        }
+        return .at(held.use(member.group), Int32(member.offset))
+    }
+
+    /// Leaves the linear address of `place` plus `distance` in the address register.
+    private mutating func emitLinear(_ place: Place, adding distance: Int) {
+        switch place {
+        case .register(let register, let displacement):
+            let displacement = displacement + Int32(distance)
+            if let host = HostRegister.holding(register.rawValue), displacement != 0 {
+                e.lea(.address, .at(host, displacement), wide: isWide)
+            } else {
+                loadGuest(register.rawValue, into: .address)
+                if displacement != 0 || !isWide { e.lea(.address, .at(.address, displacement), wide: isWide) }
+            }
+        case .operand(var m, let addressWidth):
+            m.displacement += Int64(distance)
+            emitAddress(m, addressWidth: addressWidth)
+        }
+    }
+
+    /// Checks the bytes of `group`, which start at the address register, and leaves their host address in the scratch
+    /// register and the group's slot. The block is left for a plain one if the table does not have them.
+    private mutating func emitGroupLookup(_ group: AccessPlan.Group) {
+        emitCompare(byteCount: group.byteCount, group.kind)
+        let hit = e.jumpIfScratchZero()
+        addColdJump(ColdJump(jump: e.jump(), target: Int64(offset), form: .plain))
+        e.bindShort(hit)
+        emitAddend(group.kind)
+        e.lea(.scratch, .at(.address, plus: .scratch))
+        e.store(.scratch, .state(group.slot))
+    }
+
+    /// Leaves zero in the scratch register if the table has the page of `byteCount` bytes at the address register.
+    private mutating func emitCompare(byteCount: Int, _ kind: SoftTLB.Kind) {
+        e.pext(.scratch, .address, mask: .state(CPUState.tlbIndexMaskOffset))
+        e.load(.scratch, .state(SoftTLB.tagOffset(tlbMode, kind), index: .scratch))
         e.lea(
             .scratch,
             Emitter.Memory(base: .address, index: .scratch, displacement: Int32(byteCount - 1)))
         e.pext(.scratch, .scratch, mask: .state(CPUState.pageMaskOffset))
+    }
+
+    private mutating func emitAddend(_ kind: SoftTLB.Kind) {
+        e.pext(.scratch, .address, mask: .state(CPUState.tlbIndexMaskOffset))
+        e.load(.scratch, .state(SoftTLB.addendOffset(tlbMode, kind), index: .scratch))
+    }
+
+    /// Checks the access of `byteCount` bytes at the address register and leaves in the scratch register what has to be
+    /// added to the address.
+    /// - Parameter isStack: the address is relative to SS, so a non-canonical one raises a stack fault.
+    mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind, isStack: Bool = false) {
+        emitCompare(byteCount: byteCount, kind)
         let hit = e.jumpIfScratchZero()
         let slow = e.jump()
         e.bindShort(hit)
         let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind, isStack: isStack)
         slowPaths.append(SlowPath(jump: slow, retry: e.address, descriptor: descriptor.rawValue))
-        e.pext(.scratch, .address, mask: indexMask)
-        e.load(.scratch, .state(SoftTLB.addendOffset(tlbMode, kind), index: .scratch))
+        emitAddend(kind)
+    }
+}
+
+/// Which groups' host addresses are in the two scratch registers.
+struct HeldGroups {
+    private var scratch: Int?
+    private var address: Int?
+    private var lastUsed = HostRegister.scratch
+
+    mutating func clear() {
+        scratch = nil
+        address = nil
+    }
+
+    /// `register` is about to hold something else.
+    mutating func clobber(_ register: HostRegister) {
+        if register == .scratch { scratch = nil }
+        if register == .address { address = nil }
+    }
+
+    func register(of group: Int) -> HostRegister? {
+        scratch == group ? .scratch : address == group ? .address : nil
+    }
+
+    /// The register to load another group into.
+    var victim: HostRegister {
+        if scratch == nil { return .scratch }
+        if address == nil { return .address }
+        return lastUsed == .scratch ? .address : .scratch
+    }
+
+    mutating func hold(_ group: Int, in register: HostRegister) {
+        if register == .scratch { scratch = group } else { address = group }
+    }
+
+    /// The register that holds `group`, which has to be held.
+    mutating func use(_ group: Int) -> HostRegister {
+        lastUsed = scratch == group ? .scratch : .address
+        return lastUsed
     }
 }
 
@@ -346,11 +505,14 @@ struct AccessDescriptor {
 struct ClassifiedInstruction {
     var decoded: DecodedInstruction
     var kind: InstructionClass
+    /// Offset of its first byte in the block's page.
+    var offset: Int
     /// A copied instruction that needs the guest's x87 registers in the host's.
     var usesX87: Bool
 
-    init(_ decoded: DecodedInstruction, in mode: TranslationMode) {
+    init(_ decoded: DecodedInstruction, in mode: TranslationMode, at offset: Int) {
         self.decoded = decoded
+        self.offset = offset
         kind = decoded.translationClass(in: mode)
         usesX87 = kind == .copy && decoded.unit == .x87
     }
@@ -388,6 +550,7 @@ struct BlockRecords {
         /// Executable address of the displacement.
         var place: UInt64
         var targetOffset: UInt16
+        var form: BlockTranslator.Form
     }
 
     var points: [Point] = []

@@ -97,7 +97,7 @@ extension Processor {
         case .link:
             let site = cache.linkSite(at: value)
             setRIP(fromOffset: Int(site.targetOffset))
-            let target = try findBlock(.block)
+            let target = try findBlock(site.form)
             if target.mayBeLinked { cache.link(site, to: target.code) }
             foundCode = target.code
         case .jumpMiss:
@@ -109,6 +109,7 @@ extension Processor {
         case .memory:
             if let fault = missFault {
                 missFault = nil
+                if isX87Live { try checkPendingX87(decodeCurrent()) }
                 throw fault
             }
             return try executeSlowly()
@@ -208,15 +209,15 @@ extension Processor {
             if try guardIfNeeded(next) { return nil }
             second = (next, nextHost)
         }
-        let limit = form != .block || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
+        let limit = !form.isLinked || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
         return cache.translate(
             physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage, mode: mode,
             modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
         ) {
             if let second {
-                return ([ClassifiedInstruction(decodeSpanning(host, offset, second.host), in: mode)], false)
+                return ([ClassifiedInstruction(decodeSpanning(host, offset, second.host), in: mode, at: offset)], false)
             }
-            return decodeBlock(host, offset, limit)
+            return decodeBlock(host, offset, limit, form)
         }
     }
 
@@ -244,16 +245,18 @@ extension Processor {
     /// Code cannot be fetched from a device: KVM reports an emulation failure; so do we.
     private func fetchFromDevice(_ physical: UInt64) -> GuestFault { .hostMemory(physical) }
 
-    /// Decodes from `offset` until the block ends.
+    /// Decodes from `offset` until the block ends. The second result tells that the next instruction runs into the next
+    /// page.
     private func decodeBlock(
-        _ host: UnsafeMutableRawPointer, _ offset: Int, _ limit: Int
+        _ host: UnsafeMutableRawPointer, _ offset: Int, _ limit: Int, _ form: BlockTranslator.Form
     ) -> ([ClassifiedInstruction], Bool) {
         var result: [ClassifiedInstruction] = []
         var position = offset
+        var sideExitCount = 0
         while result.count < limit && position < 4096 {
             switch decoder.decode(host + position, byteCount: min(15, 4096 - position), size: mode.codeSize) {
             case .instruction(let instruction):
-                let classified = ClassifiedInstruction(instruction, in: mode)
+                let classified = ClassifiedInstruction(instruction, in: mode, at: position)
                 result.append(classified)
                 position += Int(instruction.length)
                 switch classified.kind {
@@ -261,13 +264,21 @@ extension Processor {
                     .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess, .moveString, .storeString,
                     .bitString, .timeStamp, .system:
                     break
+                case .conditional where form == .block:
+                    if position + Int(truncatingIfNeeded: Int64(bitPattern: instruction.operand(0).immediate)) == offset {
+                        let copyCount = min(BlockTranslator.maximumCopyCount, limit / result.count)
+                        return (Array((0..<max(copyCount, 1)).map { _ in result }.joined()), false)
+                    }
+                    if sideExitCount == BlockTranslator.maximumSideExitCount { return (result, false) }
+                    sideExitCount += 1
                 default: return (result, false)
                 }
             case .truncated:
                 return (result, true)
             case .invalid(let tooLong):
                 if result.isEmpty {
-                    result.append(ClassifiedInstruction(Self.invalidInstruction(tooLong: tooLong), in: mode))
+                    result.append(
+                        ClassifiedInstruction(Self.invalidInstruction(tooLong: tooLong), in: mode, at: position))
                 }
                 return (result, false)
             }
@@ -458,8 +469,19 @@ extension Processor {
         }
     }
 
+    /// An x87 exception that is pending comes before any fault of a waiting instruction's operand.
+    private func checkPendingX87(_ i: DecodedInstruction) throws(GuestFault) {
+        guard i.unit == .x87, isX87Live, i.mnemonic != ZYDIS_MNEMONIC_FNSTCW, i.mnemonic != ZYDIS_MNEMONIC_FNSTSW
+        else { return }
+        saveX87()
+        let statusWord = state.fxsaveArea.load(fromByteOffset: 2, as: UInt16.self)
+        // The exception summary.
+        if statusWord & 0x80 != 0 { throw .exception(.floatingPoint) }
+    }
+
     /// Runs a copied instruction on a buffer that stands in for its memory operand.
     private func executeThroughBounce(_ i: DecodedInstruction) throws(GuestFault) -> RunResult? {
+        try checkPendingX87(i)
         guard let operand = (0..<Int(i.operandCount)).lazy.map({ i.operand($0) }).first(where: { $0.kind == .memory })
         else { return .emulationFailure }
         let linear = linearAddress(operand.memory, of: i)

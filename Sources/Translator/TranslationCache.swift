@@ -54,7 +54,13 @@ public final class TranslationCache: @unchecked Sendable {
         /// 64-byte pieces that blocks were translated from.
         var pieces: UInt64 = 0
         var isGuarded = false
+        /// Stores since the last translation that hit no block.
+        var idleStoreCount = 0
     }
+
+    /// A page whose blocks were dropped stays guarded, because code that changes itself is translated again soon; after so
+    /// many stores that hit no block it is data, and stores go through the software TLB again.
+    private static var idleStoreLimit: Int { 32 }
 
     /// - Parameter byteCount: room for translated code; memory is used as code is translated.
     public init(byteCount: Int = 64 << 20) throws(Errno) {
@@ -88,6 +94,7 @@ public final class TranslationCache: @unchecked Sendable {
             case .block: 0
             case .step: 1
             case .bounce: 2
+            case .plain: 3
             }
         let key = (physical << 10) ^ UInt64(modeNumber) << 2 ^ formBits
         return Int((key &* 0x9E37_79B9_7F4A_7C15) >> 46)
@@ -171,24 +178,30 @@ public final class TranslationCache: @unchecked Sendable {
         let first = offset >> 6
         let last = (offset + byteCount - 1) >> 6
         let mask = (~UInt64(0) >> UInt64(63 - (last - first))) << UInt64(first)
-        guard entry.pieces & mask != 0 else { return false }
-        dropLocked(page)
+        guard entry.pieces & mask != 0 else {
+            if entry.blocks.isEmpty && entry.isGuarded {
+                pages[page]?.idleStoreCount += 1
+                if entry.idleStoreCount >= Self.idleStoreLimit { pages[page] = nil }
+            }
+            return false
+        }
+        dropLocked(entry)
+        pages[page] = CodePage(isGuarded: entry.isGuarded)
         return true
     }
 
-    /// Drops every block of `page`.
-    private func dropLocked(_ page: UInt64) {
-        guard let entry = pages.removeValue(forKey: page) else { return }
-        for index in entry.blocks { blocks.pointer(at: Int(index)).pointee.isValid = false }
+    /// Makes every block of a page invalid.
+    private func dropLocked(_ page: CodePage) {
+        for index in page.blocks { blocks.pointer(at: Int(index)).pointee.isValid = false }
     }
 
     /// Drops the blocks of `page` if there are any. Returns whether there were.
     func drop(_ page: UInt64) -> Bool {
         lock.lock()
         defer { lock.unlock() }
-        let existed = pages[page] != nil
-        dropLocked(page)
-        return existed
+        guard let entry = pages.removeValue(forKey: page) else { return false }
+        dropLocked(entry)
+        return true
     }
 
     // MARK: Translation
@@ -261,8 +274,8 @@ public final class TranslationCache: @unchecked Sendable {
         let index = Int32(blocks.count)
         blocks.append(block)
         insertLocked(index)
-        let length = decoded.reduce(0) { $0 + Int($1.decoded.length) }
-        note(index, page, from: Int(physical & 0xFFF), to: min(Int(physical & 0xFFF) + length, 4096))
+        let end = decoded.reduce(0) { max($0, $1.offset + Int($1.decoded.length)) }
+        note(index, page, from: Int(physical & 0xFFF), to: min(end, 4096))
         if secondPage != Block.noPage { note(index, secondPage, from: 0, to: 16) }
         return block
     }

@@ -51,6 +51,8 @@ public struct CPUState {
     @inlinable public static var systemMirrorOffset: Int { 0xC00 }
     /// 32 bits: an interrupt waits for IF to be set.
     @inlinable public static var interruptWindowOffset: Int { 0x760 }
+    /// Host addresses of up to sixteen groups of neighbouring accesses of the running block.
+    @inlinable public static var groupAddressesOffset: Int { 0x780 }
     /// Executable addresses of translated code (start, end) and of the routine faults are redirected to.
     @inlinable public static var codeRangeOffset: Int { 0x700 }
     /// The `Processor` object, unretained.

@@ -35,10 +35,15 @@ extension Processor {
     }
 
     func executePushAll(_ i: DecodedInstruction) throws(GuestFault) {
-        var frame = StackFrame(slotByteCount: Int(i.operandWidth) / 8)
-        for index in 0..<8 { frame.push(state[GeneralRegister(index: index)]) }
+        // What was pushed before a fault stays below RSP, as on hardware.
+        let size = Int(i.operandWidth) / 8
         let stack = currentStack
-        let pointer = try write(frame, to: stack, at: state[.rsp], .current)
+        var pointer = state[.rsp]
+        for index in 0..<8 {
+            pointer = (pointer &- UInt64(size)) & stack.mask
+            try writeData(
+                stack.linearAddress(pointer), state[GeneralRegister(index: index)], byteCount: size, segment: .ss)
+        }
         state[.rsp] = stack.replacing(state[.rsp], with: pointer)
         advance(i)
     }

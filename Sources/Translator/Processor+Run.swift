@@ -91,9 +91,9 @@ extension Processor {
         case .attention:
             setRIP(fromOffset: value)
         case .instruction:
-            let record = cache.instruction(at: value)
-            setRIP(fromOffset: Int(record.pointee.offset))
-            return try executeInSwift(record)
+            let site = cache.instruction(at: value)
+            setRIP(fromOffset: site.offset)
+            return try executeInSwift(site.instruction)
         case .link:
             let site = cache.linkSite(at: value)
             setRIP(fromOffset: Int(site.targetOffset))

@@ -4,6 +4,19 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+// The model needs no call into the dynamic linker, which is not async-signal-safe.
+static _Thread_local __attribute__((tls_model("initial-exec"))) void *thread_context;
+
+void *martlet_thread_context(void)
+{
+	return thread_context;
+}
+
+void martlet_set_thread_context(void *context)
+{
+	thread_context = context;
+}
+
 #define SAME(name) _Static_assert(MARTLET_##name == name, #name)
 SAME(REG_R8);
 SAME(REG_R9);

@@ -48,7 +48,6 @@ extension Processor {
         switch walk.translate(linear, access, pagingContext) {
         case .translated(let found): translation = found
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
-        case .noMemory(let address): throw .hostMemory(address)
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
         guard let slot = memory.lookup(frame, addressSpace: 0) else {
@@ -332,6 +331,12 @@ extension Processor {
             missFault = descriptor.isStack && error == .generalProtection() ? .exception(.stack()) : error
         }
         setRIP(fromOffset: descriptor.offset)
+        // The operand's alignment is checked before its page.
+        if descriptor.byteCount > 8, linear & UInt64(descriptor.byteCount - 1) != 0,
+            let instruction = try? decodeCurrent(), instruction.needsAlignedMemory
+        {
+            missFault = .generalProtection()
+        }
         return 1
     }
 

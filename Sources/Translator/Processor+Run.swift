@@ -34,7 +34,7 @@ extension Processor {
                 }
                 continue
             }
-            if hasAttention || wantsInterruptWindow && canAcceptInterrupt {
+            if hasAttention || wantsInterruptWindow && (canAcceptInterrupt || isInShadow) {
                 // An instruction in the shadow of STI or MOV SS is executed before anything else happens, and so is one
                 // whose access the client has answered.
                 if !isInShadow && !isCompletingAccess { return .attention }
@@ -71,6 +71,7 @@ extension Processor {
         case .needsClient:
             return askClient()
         case .shutdown: return .shutdown
+        case .notExecutable: return .emulationFailure
         case .hostMemory(let address): return .hostMemory(address)
         }
     }
@@ -155,7 +156,6 @@ extension Processor {
             tlb.insertFetch(linear, isUser: isUser, translation: translation)
             return translation.physical | linear & 0xFFF
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
-        case .noMemory(let address): throw .hostMemory(address)
         }
     }
 
@@ -198,14 +198,14 @@ extension Processor {
         _ linear: UInt64, _ physical: UInt64, _ form: BlockTranslator.Form
     ) throws(GuestFault) -> TranslationCache.Block? {
         let page = physical >> 12
-        guard let host = hostPage(page) else { throw fetchFromDevice(physical) }
+        guard let host = hostPage(page) else { throw .notExecutable }
         if try guardIfNeeded(page) { return nil }
         let offset = Int(physical & 0xFFF)
         // An instruction that runs into the next page is a block of its own.
         var second: (page: UInt64, host: UnsafeMutableRawPointer)?
         if case .truncated = decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
             let next = try fetchPhysical(nextPage(linear)) >> 12
-            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            guard let nextHost = hostPage(next) else { throw .notExecutable }
             if try guardIfNeeded(next) { return nil }
             second = (next, nextHost)
         }
@@ -241,9 +241,6 @@ extension Processor {
         let frame = GuestFrameNumber(page)
         return memory.lookup(frame, addressSpace: 0)?.pointee.hostPointer(for: frame)
     }
-
-    /// Code cannot be fetched from a device: KVM reports an emulation failure; so do we.
-    private func fetchFromDevice(_ physical: UInt64) -> GuestFault { .hostMemory(physical) }
 
     /// Decodes from `offset` until the block ends. The second result tells that the next instruction runs into the next
     /// page.
@@ -319,14 +316,14 @@ extension Processor {
     func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
         let linear = try currentLinear()
         let physical = try fetchPhysical(linear)
-        guard let host = hostPage(physical >> 12) else { throw fetchFromDevice(physical) }
+        guard let host = hostPage(physical >> 12) else { throw .notExecutable }
         let offset = Int(physical & 0xFFF)
         switch decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
         case .instruction(let instruction): return instruction
         case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
         case .truncated:
             let next = try fetchPhysical(nextPage(linear)) >> 12
-            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            guard let nextHost = hostPage(next) else { throw .notExecutable }
             return decodeSpanning(host, offset, nextHost)
         }
     }

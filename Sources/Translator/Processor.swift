@@ -359,6 +359,15 @@ public final class Processor {
     /// STI or a load of SS was the previous instruction.
     var isInShadow: Bool { system.interruptShadow && state.rip == shadowRIP }
 
+    /// Whether the instruction at RIP is executed before any interrupt is accepted, as behind STI.
+    public var hasInterruptShadow: Bool {
+        get { isInShadow }
+        set {
+            system.interruptShadow = newValue
+            shadowRIP = state.rip
+        }
+    }
+
     // MARK: Flushes
 
     /// Drops cached translations.

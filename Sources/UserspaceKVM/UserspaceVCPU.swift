@@ -30,6 +30,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     /// nil if the client has the interrupt controllers.
     private(set) var apic: LocalAPIC?
     private(set) var timerSlot: TimerSlot!
+    /// Lets the owner look for signals that its thread blocks.
+    private(set) var signalCheckSlot: TimerSlot!
     /// Takes part in grace periods of guest memory and translated code while inside guest code.
     private var memoryReader: MemoryReader!
 
@@ -49,6 +51,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var pendingAccess: ClientRequest?
     /// `KVM_SET_SIGNAL_MASK`: the signals blocked during `KVM_RUN`.
     var signalMask: UInt64?
+    /// A handler of the client has run during this `KVM_RUN`. Written by the owner's thread, also in a signal handler.
+    let tookHostSignal = Atomic<Bool>(false)
     /// `KVM_RUN` got past its first checks once; CPUID is fixed from then on.
     var hasRun = false
     /// A hypercall of another vCPU ended HLT.
@@ -78,6 +82,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)
         vm.timers.add(timerSlot)
+        signalCheckSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
+        vm.timers.add(signalCheckSlot)
     }
 
     deinit { runMemory.deallocate() }

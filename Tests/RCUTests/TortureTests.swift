@@ -2,6 +2,7 @@ import Glibc
 import Host
 import RCU
 import Synchronization
+import TestSupport
 import Testing
 
 /// One published object. Its age counts what has happened since it was unlinked: 0 published, 1 unlinked, then one more
@@ -50,7 +51,7 @@ private final class Torture: @unchecked Sendable {
 
     /// Comes and goes as a reader until the time is over.
     func read(seed: UInt64) {
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         while !isOver {
             let reader = RCUReader(domain)
             for _ in 0..<Int.random(in: 1...20, using: &random) where !isOver {
@@ -67,7 +68,7 @@ private final class Torture: @unchecked Sendable {
         }
     }
 
-    private func readOnce(_ reader: borrowing RCUReader, _ random: inout Random) {
+    private func readOnce(_ reader: borrowing RCUReader, _ random: inout SeededGenerator) {
         let looks = random.oneIn(50) ? 2000 : Int.random(in: 1...20, using: &random)
         reader.withReadSection {
             guard let element = current.load() else { return }
@@ -81,14 +82,14 @@ private final class Torture: @unchecked Sendable {
         sections.add(1)
     }
 
-    private func nap(_ random: inout Random) {
+    private func nap(_ random: inout SeededGenerator) {
         usleep(UInt32.random(in: 1...300, using: &random))
     }
 
     // MARK: Writers
 
     func write(seed: UInt64) {
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         let reader = RCUReader(domain)
         while !isOver {
             let new = make(Int.random(in: 0..<1 << 40, using: &random))
@@ -136,7 +137,7 @@ private final class Torture: @unchecked Sendable {
 @Suite(.serialized) struct TortureTests {
     @Test func readersNeverSeeWhatAGracePeriodHasPassed() throws {
         let seed = runSeed("torture")
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         let torture = Torture(seconds: 3)
         var threads: [HostThread] = []
         for _ in 0..<6 {

@@ -77,17 +77,11 @@ extension Processor {
         modeDidChange()
     }
 
-    /// Gives CR0, CR2, CR3, CR4 and EFER the values a client chose, if they can go together.
+    /// Gives CR0, CR2, CR3, CR4 and EFER the values a client chose, which go together
+    /// (``ControlRegisterRules/areConsistent(cr0:cr4:efer:)``).
     ///
     /// Segments have to be set first (see ``setSegment(_:_:)``).
-    /// - Returns: false, with nothing changed, if they cannot.
-    public func replaceControlRegisters(cr0: UInt64, cr2: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) -> Bool {
-        let extended = platform.cpuid(function: 0x8000_0001, index: 0)
-        let eferBits = ControlRegisterRules.eferBits(extendedEDX: extended.edx) | EFER.longModeActive
-        guard ControlRegisterRules.areConsistent(cr0: cr0, cr4: cr4, efer: efer), cr4 & ~cr4Bits == 0,
-            efer & ~eferBits == 0,
-            ControlRegisterRules.isValidCR3(cr3, physicalAddressBits: physicalAddressBits)
-        else { return false }
+    public func replaceControlRegisters(cr0: UInt64, cr2: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) {
         system.cr0 = ControlRegisterRules.effectiveCR0(cr0)
         system.cr2 = cr2
         system.cr3 = cr3
@@ -97,7 +91,12 @@ extension Processor {
         flushTLB(.all)
         flushTLB(.contextSwitch(preserving: false))
         modeDidChange()
-        return true
+    }
+
+    /// The client gave the platform other CPUID leaves.
+    public func cpuidDidChange() {
+        walk.physicalAddressBits = physicalAddressBits
+        walk.flush()
     }
 
     private var physicalAddressBits: UInt64 {

@@ -36,6 +36,8 @@ extension Processor {
         state.rip = isLong ? state[.rcx] : state[.rcx] & 0xFFFF_FFFF
         loadReturnSegments(isLong: isLong)
         modeDidChange()
+        // Unlike IRET, a trap flag that SYSRET loads stops before the first instruction there.
+        if state.systemFlags & RFlags.trap != 0 { system.pendingEvent = PendingEvent(.debug(DebugRegister.singleStep)) }
     }
 
     func executeSysenter(_ i: DecodedInstruction) throws(GuestFault) {

@@ -275,7 +275,7 @@ extension BlockTranslator {
     }
 
     /// Continues at the linear address in the address register, through the jump cache.
-    private mutating func emitJumpToAddress() {
+    mutating func emitJumpToAddress() {
         e.load(.scratch, .state(CPUState.modeTagOffset))
         e.lea(.address, .at(.address, plus: .scratch))
         if form.isLinked {

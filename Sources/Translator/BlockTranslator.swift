@@ -46,6 +46,9 @@ struct BlockTranslator {
         /// The number of the mode that differs in RFLAGS.AC, if translated code may change to it.
         var otherModeNumber: UInt8?
         var modeNumber: UInt8
+        /// Addresses of ``Trampolines/exit`` and ``Trampolines/fill``.
+        var exitRoutine: UInt64
+        var fillRoutine: UInt64
     }
 
     /// The table set in use where the translation stands; STAC and CLAC change it.
@@ -165,8 +168,8 @@ struct BlockTranslator {
 
     /// Leaves to the dispatcher.
     mutating func emitExit(_ word: UInt32) {
-        e.store(Int32(bitPattern: word), .state(CPUState.exitValueOffset), wide: false)
-        e.jump(through: .state(Trampolines.Slot.exit.offset))
+        e.push(Int32(bitPattern: word))
+        e.jump(to: bases.exitRoutine)
     }
 
     mutating func emitFallThrough(spans: Bool) {
@@ -192,8 +195,8 @@ struct BlockTranslator {
         }
         for path in slowPaths {
             e.bind(path.jump)
-            e.store(Int32(bitPattern: path.descriptor), .state(CPUState.exitValueOffset), wide: false)
-            e.call(through: .state(Trampolines.Slot.fill.offset))
+            e.push(Int32(bitPattern: path.descriptor))
+            e.call(to: bases.fillRoutine)
             e.jump(to: path.retry)
         }
     }
@@ -252,7 +255,16 @@ struct BlockTranslator {
         case .clearAccess where bases.otherModeNumber != nil:
             emitSetAccess(false)
             return true
-        case .swift, .setInterrupt, .setAccess, .clearAccess:
+        case .system:
+            emitSystem(i)
+            return true
+        case .syscall where form.isLinked && !mode.singleSteps:
+            emitSystemCall(i)
+            return false
+        case .sysret where form.isLinked && !mode.singleSteps && tlbMode == .supervisor:
+            emitSystemReturn(i)
+            return false
+        case .swift, .setInterrupt, .setAccess, .clearAccess, .syscall, .sysret:
             emitExit(swiftExit(i))
             return false
         default:

@@ -14,6 +14,9 @@ enum InstructionClass {
     case setAccess, clearAccess
     case moveString, storeString, bitString, timeStamp
     case clearInterrupt, setInterrupt, clearDirection, setDirection, pushFlags, popFlags
+    /// Reads or changes system registers that translated code finds in the state; see `BlockTranslator+System`.
+    case system
+    case syscall, sysret
     /// Executed in Swift.
     case swift
 
@@ -119,6 +122,17 @@ extension DecodedInstruction {
         case ZYDIS_MNEMONIC_STI: return mode.isSystem ? .setInterrupt : .swift
         case ZYDIS_MNEMONIC_STAC: return mode.isSystem && mode.codeSize == .bits64 ? .setAccess : .swift
         case ZYDIS_MNEMONIC_CLAC: return mode.isSystem && mode.codeSize == .bits64 ? .clearAccess : .swift
+        case ZYDIS_MNEMONIC_SWAPGS: return mode.isSystem && mode.codeSize == .bits64 ? .system : .swift
+        case ZYDIS_MNEMONIC_RDFSBASE, ZYDIS_MNEMONIC_RDGSBASE:
+            return mode.allowsBaseAccess && mode.codeSize == .bits64 ? .system : .swift
+        case ZYDIS_MNEMONIC_MOV where operand(1).kind == .register && mode.isSystem && mode.codeSize == .bits64:
+            switch operand(1).register {
+            case ZYDIS_REGISTER_CR0, ZYDIS_REGISTER_CR2, ZYDIS_REGISTER_CR3, ZYDIS_REGISTER_CR4: return .system
+            default: return isCopiedInteger ? .copy : .swift
+            }
+        case ZYDIS_MNEMONIC_SYSCALL: return mode.codeSize == .bits64 && mode.tlbMode == .user ? .syscall : .swift
+        case ZYDIS_MNEMONIC_SYSRET:
+            return mode.codeSize == .bits64 && mode.isSystem && operandWidth == 64 ? .sysret : .swift
         case ZYDIS_MNEMONIC_CLD: return .clearDirection
         case ZYDIS_MNEMONIC_STD: return .setDirection
         case ZYDIS_MNEMONIC_PUSHF, ZYDIS_MNEMONIC_PUSHFQ, ZYDIS_MNEMONIC_PUSHFD:

@@ -40,7 +40,9 @@ extension UserspaceVCPU {
             // Who asks for something from here on finds the vCPU inside and raises attention. What came before that, and
             // after the looks above, is found now.
             if isAskedToReturn || apic?.hasPendingInitialize == true { processor.raiseAttention() }
-            serviceTimer()
+            // The clock is slow to read: between the timer thread's signals, now and then is enough.
+            entryCount &+= 1
+            if takeSignal(.timer) || entryCount & 15 == 0 { serviceTimer() }
             if takeSignal(.clockChanged) { writeParavirtualClock() }
             injectEvents()
             let result = processor.run()
@@ -183,7 +185,9 @@ extension UserspaceVCPU {
         }
         if hasInterrupt, processor.canAcceptInterrupt {
             let vector = hasExternalInterrupt(apic) ? vm.router?.pic?.acknowledge() : apic.acknowledge()
-            processor.system.pendingEvent = vector.map { PendingEvent(kind: .externalInterrupt, vector: $0) }
+            if let vector {
+                processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: vector)
+            }
         }
         processor.wantsInterruptWindow = hasInterrupt
     }

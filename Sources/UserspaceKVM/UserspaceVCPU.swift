@@ -57,6 +57,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var hasRun = false
     /// A hypercall of another vCPU ended HLT.
     var isUnhalted = false
+    /// Entries into guest code.
+    var entryCount: UInt64 = 0
     /// Vector of the last SIPI, for `KVM_GET_VCPU_EVENTS`.
     var startupVector: UInt8 = 0
 
@@ -73,7 +75,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
         memoryReader = MemoryReader(vm.domain, processor)
-        timerSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
+        timerSlot = TimerSlot { [unowned(unsafe) self] _ in signal(.timer) }
         if vm.router != nil {
             apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self)
             apic?.tscFrequencyKilohertz = vm.tscKilohertz
@@ -138,6 +140,8 @@ struct VCPUSignals: OptionSet, Sendable {
     static let nmi = Self(rawValue: 1 << 0)
     /// The machine's clock was set: write the guest's structures anew.
     static let clockChanged = Self(rawValue: 1 << 1)
+    /// The deadline of the local APIC's timer has passed.
+    static let timer = Self(rawValue: 1 << 2)
 }
 
 extension UserspaceVCPU: RequestTarget {

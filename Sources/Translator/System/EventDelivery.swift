@@ -38,8 +38,7 @@ extension Processor {
                     }
                 case .needsClient:
                     system.pendingEvent = current
-                    usedClientAccesses = 0
-                    return pendingClientRequest.map { .needsClient($0) } ?? .emulationFailure
+                    return askClient()
                 case .hostMemory(let address):
                     system.pendingEvent = current
                     return .hostMemory(address)

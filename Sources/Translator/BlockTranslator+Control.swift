@@ -157,21 +157,34 @@ extension BlockTranslator {
             emitJump(toOffset: target, mayLink: true)
         case .callIndirect:
             emitIndirectTarget(i)
+            emitTargetCheck(i)
             e.store(.address, temporary(2))
             emitReturnAddress()
             e.load(.address, temporary(2))
             emitJumpToAddress()
         case .jumpIndirect:
             emitIndirectTarget(i)
+            emitTargetCheck(i)
             emitJumpToAddress()
         case .ret:
             e.load(.address, emitPopAccess(), wide: isWide)
+            emitTargetCheck(i)
             let extra = i.operand(0).kind == .immediate ? Int32(truncatingIfNeeded: i.operand(0).immediate & 0xFFFF) : 0
             emitStackAdjust(Int32(stackBytes) + extra)
             emitJumpToAddress()
         default:
             preconditionFailure("not a branch")
         }
+    }
+
+    /// Leaves to Swift if user code in 64-bit mode goes to an address outside the lower half. Added to the mode tag, the upper
+    /// bits of such an address could name another mode, and the jump cache lead to the kernel's blocks.
+    private mutating func emitTargetCheck(_ i: DecodedInstruction) {
+        guard mode.tlbMode == .user, mode.codeSize == .bits64 else { return }
+        e.pext(.scratch, .address, mask: .state(FlagMask.upperHalf.offset))
+        let isLow = e.jumpIfScratchZero()
+        addColdExit(e.jump(), swiftExit(i))
+        e.bindShort(isLow)
     }
 
     /// The target's distance from the page base. May be negative or beyond the page.

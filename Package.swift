@@ -11,6 +11,10 @@ let strict: [SwiftSetting] = [
 /// call the exclusivity runtime.
 let execution: [SwiftSetting] = strict + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
 
+/// The command carries Swift's runtime: once installed it needs no toolchain, and it starts with less memory. The libraries
+/// are those that the argument parser's use of Foundation needs.
+let staticRuntime = ["-static-stdlib", "-l_FoundationCShims", "-l_FoundationCollections"]
+
 let package = Package(
     name: "martlet",
     products: [
@@ -69,7 +73,7 @@ let package = Package(
                 "Machine", "UserspaceKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser")
             ],
-            swiftSettings: strict),
+            swiftSettings: strict, linkerSettings: [.unsafeFlags(staticRuntime)]),
         .target(
             name: "TestSupport",
             dependencies: ["DefaultGuest", .product(name: "SystemPackage", package: "swift-system")],

@@ -114,7 +114,8 @@ struct AccessPlan {
             candidates.append(Candidate(key: key, low: offset, high: end, isWritten: kind == .write, count: 1))
         }
 
-        mutating func noteStack(_ place: Int, _ register: GeneralRegister, _ displacement: Int64, _ kind: SoftTLB.Kind) {
+        mutating func noteStack(_ place: Int, _ register: GeneralRegister, _ displacement: Int64, _ kind: SoftTLB.Kind)
+        {
             let symbol = registers[register.index]
             let key = Key(base: .value(symbol.value), epoch: epoch)
             note(place, key, symbol.offset + displacement, byteCount: 8, kind)

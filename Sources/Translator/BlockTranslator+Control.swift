@@ -292,7 +292,7 @@ extension BlockTranslator {
         e.load(.scratch, .state(CPUState.modeTagOffset))
         e.lea(.address, .at(.address, plus: .scratch))
         if form.isLinked {
-            let indexMask = Emitter.Memory.state(CPUState.jumpIndexMaskOffset)
+            let indexMask = Emitter.Memory.code(bases.trampolines.jumpIndexMask)
             e.pext(.scratch, .address, mask: indexMask)
             e.load(.scratch, .state(SoftTLB.jumpTagsOffset, index: .scratch))
             e.lea(.scratch, .at(.address, plus: .scratch))

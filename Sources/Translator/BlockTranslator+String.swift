@@ -72,7 +72,7 @@ extension BlockTranslator {
 
     /// Like `emitLookup`, for the whole run that starts at the address register, and with Swift as the slow path.
     private mutating func emitRunLookup(_ kind: SoftTLB.Kind, shift: Int, isRepeated: Bool, _ exit: UInt32) {
-        let indexMask = Emitter.Memory.state(CPUState.tlbIndexMaskOffset)
+        let indexMask = Emitter.Memory.code(bases.trampolines.tlbIndexMask)
         e.pext(.scratch, .address, mask: indexMask)
         e.load(.scratch, .state(SoftTLB.tagOffset(tlbMode, kind), index: .scratch))
         if isRepeated {

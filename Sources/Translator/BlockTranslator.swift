@@ -46,9 +46,7 @@ struct BlockTranslator {
         /// The number of the mode that differs in RFLAGS.AC, if translated code may change to it.
         var otherModeNumber: UInt8?
         var modeNumber: UInt8
-        /// Addresses of ``Trampolines/exit`` and ``Trampolines/fill``.
-        var exitRoutine: UInt64
-        var fillRoutine: UInt64
+        var trampolines: Trampolines
     }
 
     /// The table set in use where the translation stands; STAC and CLAC change it.
@@ -61,16 +59,9 @@ struct BlockTranslator {
     /// The groups whose host addresses the scratch and the address register hold.
     var held = HeldGroups()
 
-    /// Slow paths, emitted behind the block.
-    private var slowPaths: [SlowPath] = []
+    /// What is emitted behind the block.
     private var coldExits: [(Emitter.Fixup, UInt32)] = []
     private var coldJumps: [ColdJump] = []
-
-    private struct SlowPath {
-        let jump: Emitter.Fixup
-        let retry: UInt64
-        let descriptor: UInt32
-    }
 
     /// A jump to another block that is expected to be rare.
     struct ColdJump {
@@ -169,7 +160,7 @@ struct BlockTranslator {
     /// Leaves to the dispatcher.
     mutating func emitExit(_ word: UInt32) {
         e.push(Int32(bitPattern: word))
-        e.jump(to: bases.exitRoutine)
+        e.jump(to: bases.trampolines.exit)
     }
 
     mutating func emitFallThrough(spans: Bool) {
@@ -192,12 +183,6 @@ struct BlockTranslator {
             } else {
                 emitJump(toOffset: cold.target, mayLink: true, cold.form)
             }
-        }
-        for path in slowPaths {
-            e.bind(path.jump)
-            e.push(Int32(bitPattern: path.descriptor))
-            e.call(to: bases.fillRoutine)
-            e.jump(to: path.retry)
         }
     }
 
@@ -418,16 +403,16 @@ struct BlockTranslator {
 
     /// Leaves zero in the scratch register if the table has the page of `byteCount` bytes at the address register.
     private mutating func emitCompare(byteCount: Int, _ kind: SoftTLB.Kind) {
-        e.pext(.scratch, .address, mask: .state(CPUState.tlbIndexMaskOffset))
+        e.pext(.scratch, .address, mask: .code(bases.trampolines.tlbIndexMask))
         e.load(.scratch, .state(SoftTLB.tagOffset(tlbMode, kind), index: .scratch))
         e.lea(
             .scratch,
             Emitter.Memory(base: .address, index: .scratch, displacement: Int32(byteCount - 1)))
-        e.pext(.scratch, .scratch, mask: .state(CPUState.pageMaskOffset))
+        e.pext(.scratch, .scratch, mask: .code(bases.trampolines.pageMask))
     }
 
     private mutating func emitAddend(_ kind: SoftTLB.Kind) {
-        e.pext(.scratch, .address, mask: .state(CPUState.tlbIndexMaskOffset))
+        e.pext(.scratch, .address, mask: .code(bases.trampolines.tlbIndexMask))
         e.load(.scratch, .state(SoftTLB.addendOffset(tlbMode, kind), index: .scratch))
     }
 
@@ -437,10 +422,10 @@ struct BlockTranslator {
     mutating func emitLookup(byteCount: Int, _ kind: SoftTLB.Kind, isStack: Bool = false) {
         emitCompare(byteCount: byteCount, kind)
         let hit = e.jumpIfScratchZero()
-        let slow = e.jump()
-        e.bindShort(hit)
         let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind, isStack: isStack)
-        slowPaths.append(SlowPath(jump: slow, retry: e.address, descriptor: descriptor.rawValue))
+        e.push(Int32(bitPattern: descriptor.rawValue))
+        e.call(to: bases.trampolines.fill)
+        e.bindShort(hit)
         emitAddend(kind)
     }
 }

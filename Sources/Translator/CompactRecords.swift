@@ -2,6 +2,41 @@ import X86
 
 // The forms in which the cache keeps what has to be remembered about translated code: there is much of it.
 
+/// What the cache knows about a block.
+struct CompactBlock {
+    private var key: UInt64
+    /// Distance from the start of the code buffer.
+    private var place: UInt32
+    var byteCount: UInt32
+    var firstPoint: Int32
+    var pointCount: UInt16
+    private var mode: UInt8
+    private(set) var form: BlockTranslator.Form
+
+    private static var validBit: UInt64 { 1 << 63 }
+    private static var spanBit: UInt64 { 1 << 62 }
+
+    /// - Parameter start: the executable address of the buffer.
+    init(_ block: TranslationCache.Block, byteCount: Int, firstPoint: Int, pointCount: Int, start: UInt64) {
+        key = block.physical | Self.validBit | (block.secondPage == TranslationCache.Block.noPage ? 0 : Self.spanBit)
+        place = UInt32(block.address &- start)
+        self.byteCount = UInt32(byteCount)
+        self.firstPoint = Int32(firstPoint)
+        self.pointCount = UInt16(pointCount)
+        mode = block.modeNumber
+        form = block.form
+    }
+
+    var physical: UInt64 { key & (Self.spanBit - 1) }
+    var modeNumber: UInt8 { mode }
+    var spansPages: Bool { key & Self.spanBit != 0 }
+    var isValid: Bool { key & Self.validBit != 0 }
+
+    mutating func invalidate() { key &= ~Self.validBit }
+
+    func address(start: UInt64) -> UInt64 { start &+ UInt64(place) }
+}
+
 /// A ``BlockRecords/Point``, relative to its block.
 struct CompactPoint {
     private var bits: UInt32

@@ -72,6 +72,8 @@ package struct Emitter {
         package var displacement: Int32 = 0
         /// Relative to GS: the vCPU's state and its software TLB.
         package var inState = false
+        /// An executable address in the code buffer; nothing else is set then, and no immediate follows.
+        package var target: UInt64?
 
         package init(
             base: HostRegister? = nil, index: HostRegister? = nil, shift: UInt8 = 0, displacement: Int32 = 0,
@@ -86,6 +88,12 @@ package struct Emitter {
 
         package static func state(_ offset: Int, index: HostRegister? = nil) -> Memory {
             Memory(base: nil, index: index, shift: index == nil ? 0 : 3, displacement: Int32(offset), inState: true)
+        }
+
+        package static func code(_ address: UInt64) -> Memory {
+            var memory = Memory()
+            memory.target = address
+            return memory
         }
 
         package static func at(_ base: HostRegister, _ displacement: Int32 = 0) -> Memory {
@@ -103,6 +111,11 @@ package struct Emitter {
     /// ModRM, SIB and displacement for a memory operand.
     package mutating func modRM(reg: UInt8, _ memory: Memory) {
         let reg = (reg & 7) << 3
+        if let target = memory.target {
+            byte(reg | 5)
+            int32(Int32(truncatingIfNeeded: Int64(bitPattern: target &- (address &+ 4))))
+            return
+        }
         guard let base = memory.base else {
             // No base: SIB with base 101 and mod 00 takes a 32-bit displacement.
             byte(reg | 4)

@@ -262,7 +262,8 @@ extension Processor {
                     .bitString, .timeStamp, .system:
                     break
                 case .conditional where form == .block:
-                    if position + Int(truncatingIfNeeded: Int64(bitPattern: instruction.operand(0).immediate)) == offset {
+                    if position + Int(truncatingIfNeeded: Int64(bitPattern: instruction.operand(0).immediate)) == offset
+                    {
                         let copyCount = min(BlockTranslator.maximumCopyCount, limit / result.count)
                         return (Array((0..<max(copyCount, 1)).map { _ in result }.joined()), false)
                     }

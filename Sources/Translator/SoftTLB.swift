@@ -201,9 +201,6 @@ final class SoftTLB {
         reset(0)
         let base = state.base
         base.storeBytes(of: UInt64(UInt(bitPattern: base)), toByteOffset: CPUState.selfOffset, as: UInt64.self)
-        base.storeBytes(of: Self.indexMask, toByteOffset: CPUState.tlbIndexMaskOffset, as: UInt64.self)
-        base.storeBytes(of: ~UInt64(0xFFF), toByteOffset: CPUState.pageMaskOffset, as: UInt64.self)
-        base.storeBytes(of: Self.jumpIndexMask, toByteOffset: CPUState.jumpIndexMaskOffset, as: UInt64.self)
         updateModeTag()
     }
 
@@ -454,8 +451,10 @@ final class SoftTLB {
                 tag(ofMode: privilegeModes.user, isUser: true) &- tag(ofMode: privilegeModes.supervisor, isUser: false)
         }
         let base = state.base
-        base.storeBytes(of: allowsCall ? 0 &- change : 0, toByteOffset: SystemMirror.callModeChange.offset, as: UInt64.self)
-        base.storeBytes(of: allowsReturn ? change : 0, toByteOffset: SystemMirror.returnModeChange.offset, as: UInt64.self)
+        base.storeBytes(
+            of: allowsCall ? 0 &- change : 0, toByteOffset: SystemMirror.callModeChange.offset, as: UInt64.self)
+        base.storeBytes(
+            of: allowsReturn ? change : 0, toByteOffset: SystemMirror.returnModeChange.offset, as: UInt64.self)
     }
 
     private func dropJumps(_ partition: Int, user: Bool, system: Bool) {

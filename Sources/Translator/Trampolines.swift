@@ -22,6 +22,11 @@ struct Trampolines {
     /// Moves the guest's x87 registers from the state to the host; and the reverse, through the scratch image.
     let loadX87: UInt64
     let saveX87: UInt64
+    /// Where masks that translated code gathers bits with are kept: closer to it than the state page, whose addresses take
+    /// two bytes more.
+    let tlbIndexMask: UInt64
+    let pageMask: UInt64
+    let jumpIndexMask: UInt64
     let byteCount: Int
 
     /// Slots of the routine pointers in the state page.
@@ -124,6 +129,13 @@ struct Trampolines {
         e.modRM(reg: 0, .state(Self.fxsaveScratchOffset))
         e.bytes(0xDB, 0xE3)  // fninit
         e.ret()
+        e.align(64)
+        tlbIndexMask = e.address
+        e.int64(SoftTLB.indexMask)
+        pageMask = e.address
+        e.int64(~0xFFF)
+        jumpIndexMask = e.address
+        e.int64(SoftTLB.jumpIndexMask)
         e.align(64)
         byteCount = Int(e.address - start)
         precondition(!e.hasOverflowed)

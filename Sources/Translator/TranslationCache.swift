@@ -22,7 +22,9 @@ public final class TranslationCache: @unchecked Sendable {
     private let lock = FutexLock()
 
     private var used: Int
-    private let blocks: ChunkedArray<Block>
+    private let blocks: ChunkedArray<CompactBlock>
+    /// The second pages of the blocks that span two, by block number.
+    private var secondPages: [Int32: UInt64] = [:]
     private var instructions = InstructionTable()
     private let sites: ChunkedArray<InstructionSite>
     private let linkSites: ChunkedArray<CompactLinkSite>
@@ -36,15 +38,11 @@ public final class TranslationCache: @unchecked Sendable {
     /// One block.
     struct Block {
         var address: UInt64
-        var byteCount: UInt32
         var modeNumber: UInt8
         var form: BlockTranslator.Form
-        var isValid: Bool
         var physical: UInt64
         /// The page of the second part of a spanning instruction, or ``noPage``.
         var secondPage: UInt64
-        var firstPoint: Int32
-        var pointCount: Int32
 
         static var noPage: UInt64 { ~0 }
     }
@@ -107,19 +105,22 @@ public final class TranslationCache: @unchecked Sendable {
     ) -> Block? {
         lock.lock()
         defer { lock.unlock() }
-        return findLocked(physical, modeNumber, form)?.pointee
+        return findLocked(physical, modeNumber, form)
     }
 
-    private func findLocked(
-        _ physical: UInt64, _ modeNumber: UInt8, _ form: BlockTranslator.Form
-    ) -> UnsafeMutablePointer<Block>? {
+    private func findLocked(_ physical: UInt64, _ modeNumber: UInt8, _ form: BlockTranslator.Form) -> Block? {
         var i = slot(physical, modeNumber, form)
         while table[i] >= 0 {
             let block = blocks.pointer(at: Int(table[i]))
             if block.pointee.physical == physical && block.pointee.modeNumber == modeNumber
                 && block.pointee.form == form
             {
-                return block.pointee.isValid ? block : nil
+                guard block.pointee.isValid else { return nil }
+                return Block(
+                    address: block.pointee.address(start: buffer.addresses.lowerBound), modeNumber: modeNumber,
+                    form: form,
+                    physical: physical,
+                    secondPage: block.pointee.spansPages ? secondPages[table[i]] ?? Block.noPage : Block.noPage)
             }
             i = (i + 1) & (table.count - 1)
         }
@@ -193,7 +194,7 @@ public final class TranslationCache: @unchecked Sendable {
 
     /// Makes every block of a page invalid.
     private func dropLocked(_ page: CodePage) {
-        for index in page.blocks { blocks.pointer(at: Int(index)).pointee.isValid = false }
+        for index in page.blocks { blocks.pointer(at: Int(index)).pointee.invalidate() }
     }
 
     /// Drops the blocks of `page` if there are any. Returns whether there were.
@@ -226,6 +227,7 @@ public final class TranslationCache: @unchecked Sendable {
         used = trampolines.byteCount
         buffer.discard(from: used)
         blocks.removeAll()
+        secondPages.removeAll()
         instructions.removeAll()
         sites.removeAll()
         linkSites.removeAll()
@@ -255,8 +257,7 @@ public final class TranslationCache: @unchecked Sendable {
             records: BlockRecords(),
             bases: BlockTranslator.RecordBases(
                 instructions: sites.count, linkSites: linkSites.count,
-                otherModeNumber: otherModeNumber, modeNumber: modeNumber, exitRoutine: trampolines.exit,
-                fillRoutine: trampolines.fill))
+                otherModeNumber: otherModeNumber, modeNumber: modeNumber, trampolines: trampolines))
         let address = translator.e.address
         translator.translate(decoded, spans: spansNext || secondPage != Block.noPage)
         precondition(!translator.e.hasOverflowed, "a block outgrew the room kept for it")
@@ -276,15 +277,19 @@ public final class TranslationCache: @unchecked Sendable {
             linkSites.append(CompactLinkSite(site, start: buffer.addresses.lowerBound))
         }
         let block = Block(
-            address: address, byteCount: UInt32(byteCount), modeNumber: modeNumber, form: form, isValid: true,
-            physical: physical, secondPage: secondPage, firstPoint: Int32(firstPoint),
-            pointCount: Int32(translator.records.points.count))
+            address: address, modeNumber: modeNumber, form: form, physical: physical, secondPage: secondPage)
         let index = Int32(blocks.count)
-        blocks.append(block)
+        blocks.append(
+            CompactBlock(
+                block, byteCount: byteCount, firstPoint: firstPoint, pointCount: translator.records.points.count,
+                start: buffer.addresses.lowerBound))
         insertLocked(index)
         let end = decoded.reduce(0) { max($0, $1.offset + Int($1.decoded.length)) }
         note(index, page, from: Int(physical & 0xFFF), to: min(end, 4096))
-        if secondPage != Block.noPage { note(index, secondPage, from: 0, to: 16) }
+        if secondPage != Block.noPage {
+            secondPages[index] = secondPage
+            note(index, secondPage, from: 0, to: 16)
+        }
         return block
     }
 
@@ -315,19 +320,25 @@ public final class TranslationCache: @unchecked Sendable {
         lock.lock()
         defer { lock.unlock() }
         // Blocks and points are in address order.
+        let start = buffer.addresses.lowerBound
         var low = 0
         var high = blocks.count
         while low < high {
             let middle = (low + high) / 2
-            if blocks.pointer(at: middle).pointee.address <= address { low = middle + 1 } else { high = middle }
+            if blocks.pointer(at: middle).pointee.address(start: start) <= address {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         guard low > 0 else { return nil }
         let block = blocks.pointer(at: low - 1).pointee
-        guard address < block.address + UInt64(block.byteCount) else { return nil }
+        let first = block.address(start: start)
+        guard address < first + UInt64(block.byteCount) else { return nil }
         var result: UInt16?
         for i in 0..<Int(block.pointCount) {
             let point = points.pointer(at: Int(block.firstPoint) + i).pointee
-            if block.address + point.distance > address { break }
+            if first + point.distance > address { break }
             result = point.guestOffset
         }
         return result

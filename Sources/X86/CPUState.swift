@@ -24,9 +24,6 @@ public struct CPUState {
     @inlinable public static var arithmeticFlagsOffset: Int { 0x0A0 }
     /// RFLAGS without the six arithmetic flags.
     @inlinable public static var systemFlagsOffset: Int { 0x0A8 }
-    @inlinable public static var tlbIndexMaskOffset: Int { 0x0B0 }
-    @inlinable public static var pageMaskOffset: Int { 0x0B8 }
-    @inlinable public static var jumpIndexMaskOffset: Int { 0x0C0 }
     /// What is added to a jump target before it is looked up: translation mode and jump-cache generation in bits 48–63.
     @inlinable public static var modeTagOffset: Int { 0x1F8 }
     @inlinable public static var hostStackPointerOffset: Int { 0x0C8 }

@@ -76,9 +76,11 @@ import X86
         let processor = machine.processor
         enterUserMode(machine)
         // The third pass through user code finds memory that is not there: no IDT, so it shuts down at CPL 3.
-        machine.load([0xF9, 0x0F, 0x05, 0x83, 0xFB, 0x03, 0x75, 0xF8, 0x8B, 0x04, 0x25, 0, 0, 0, 0x7F], at: Self.userCode)
+        machine.load(
+            [0xF9, 0x0F, 0x05, 0x83, 0xFB, 0x03, 0x75, 0xF8, 0x8B, 0x04, 0x25, 0, 0, 0, 0x7F], at: Self.userCode)
         #expect(processor.run() == .shutdown)
-        #expect(processor.system.cpl == 3 && processor.system.cs.selector == 0x2B && processor.system.ss.selector == 0x23)
+        #expect(
+            processor.system.cpl == 3 && processor.system.cs.selector == 0x2B && processor.system.ss.selector == 0x23)
         #expect(processor.system.gs.base == 0x2222_0000 && processor.system.kernelGSBase == 0x1111_0000)
         #expect(processor.state.rip == UInt64(Self.userCode + 8) && processor.state[.rbx] == 3)
     }

@@ -1,8 +1,13 @@
-// Checks that the constants repeated in the headers, which must import without _GNU_SOURCE, are the system's.
+// The variables that the headers declare, and checks that the constants repeated there, which must import without
+// _GNU_SOURCE, are the system's.
 
 #include "CHost.h"
 #include <fcntl.h>
 #include <sys/mman.h>
+
+MARTLET_THREAD_WORD void *martlet_thread_record;
+MARTLET_THREAD_WORD uint32_t martlet_thread_number;
+struct martlet_grace_period_line martlet_thread_grace_periods = {.counter = 1};
 
 #define SAME(name) _Static_assert(MARTLET_##name == name, #name)
 SAME(REG_R8);

@@ -96,7 +96,7 @@ let package = Package(
             ],
             swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
-        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost"], swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),

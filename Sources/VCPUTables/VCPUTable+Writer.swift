@@ -1,0 +1,59 @@
+import SystemPackage
+
+/// A table in terms of its slots: what a design gives, for its writer to be the same in all of them.
+///
+/// > Concurrency: one writer at a time.
+public protocol VCPUSlotTable: VCPUTable {
+    /// How many elements there may be.
+    var maximumCount: Int { get }
+    /// The first id that is too large.
+    var maximumID: UInt32 { get }
+
+    /// The slot at `index`, below the count or reserved.
+    func slot(at index: Int) -> VCPUSlot<Element>
+
+    /// Makes room for a slot at `index`, which is the count.
+    /// - Throws: `ENOMEM`; readers notice nothing then.
+    func reserveSlot(at index: Int) throws(Errno)
+
+    /// Lets readers see the first `count` slots.
+    func publish(count: Int)
+}
+
+extension VCPUSlotTable {
+    public func append(id: UInt32, _ make: (_ index: Int) throws(Errno) -> Element) throws(Errno) -> Element {
+        let index = count
+        guard id < maximumID, index < maximumCount else { throw .invalidArgument }
+        guard find(id: id) == nil else { throw .fileExists }
+        try reserveSlot(at: index)
+        let element = try make(index)
+        slot(at: index).publish(element)
+        publish(count: index + 1)
+        return element
+    }
+
+    public func park(id: UInt32) throws(Errno) {
+        guard let slot = find(id: id), !slot.isParked else { throw .noSuchFileOrDirectory }
+        slot.setParked(true)
+    }
+
+    public func unpark(id: UInt32, _ prepare: (Element) throws(Errno) -> Void) throws(Errno) -> Element {
+        guard let slot = find(id: id), slot.isParked, let element = slot.element else { throw .noSuchFileOrDirectory }
+        try prepare(element)
+        slot.setParked(false)
+        return element
+    }
+
+    /// Gives back all elements, when the table ends.
+    public func releaseElements() {
+        for index in 0..<count { slot(at: index).release() }
+    }
+
+    /// The slot of the element with that id, parked or not.
+    private func find(id: UInt32) -> VCPUSlot<Element>? {
+        let count = count
+        if id < count, slot(at: Int(id)).element?.id == id { return slot(at: Int(id)) }
+        for index in 0..<count where slot(at: index).element?.id == id { return slot(at: index) }
+        return nil
+    }
+}

@@ -15,6 +15,7 @@ let package = Package(
     name: "martlet",
     products: [
         .executable(name: "martlet", targets: ["martlet"]),
+        .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
         .library(name: "Machine", targets: ["Machine", "Addressing"]),
         .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"]),
     ],

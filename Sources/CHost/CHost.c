@@ -5,7 +5,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-MARTLET_THREAD_WORD void *martlet_thread_record;
+struct martlet_unregistered_record martlet_unregistered_record = {.state = 1};
+MARTLET_THREAD_WORD void *martlet_thread_record = &martlet_unregistered_record;
 MARTLET_THREAD_WORD uint32_t martlet_thread_number;
 struct martlet_grace_period_line martlet_thread_grace_periods = {.counter = 1};
 

@@ -98,15 +98,21 @@ final class GracePeriods: GracePeriodSource, @unchecked Sendable {
     @inline(never)
     func report(_ record: UnsafeMutablePointer<ReaderRecord>, _ value: UInt64) {
         // ORDERING: release pairs with the acquire in `hasPassed` (invariant 2); full fence before the load of
-        // `sleeping` (invariant 4).
+        // `isAwaited` (invariant 4).
         _ = record.pointee.state.exchange(value, ordering: .sequentiallyConsistent)
-        if line.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 { wakeWriter() }
+        if record.pointee.isAwaited.load(ordering: .sequentiallyConsistent) != 0 { Self.wakeWriter(record) }
     }
 
-    /// Ends the sleep of a writer.
-    func wakeWriter() {
-        line.sleeping.pointee.store(0, ordering: .sequentiallyConsistent)
-        Futex.wake(UnsafeMutableRawPointer(line.sleeping))
+    /// Ends the sleep of the writer that waits for `record`.
+    static func wakeWriter(_ record: UnsafeMutablePointer<ReaderRecord>) {
+        record.pointee.isAwaited.store(0, ordering: .sequentiallyConsistent)
+        Futex.wake(awaitedWord(record))
+    }
+
+    /// What a writer sleeps on.
+    private static func awaitedWord(_ record: UnsafeMutablePointer<ReaderRecord>) -> UnsafeMutableRawPointer {
+        // SAFETY: `isAwaited` is the second word of a record, and records stay where they are until the domain ends.
+        UnsafeMutableRawPointer(record) + MemoryLayout<Atomic<UInt64>>.stride
     }
 
     // MARK: Writers
@@ -156,12 +162,12 @@ final class GracePeriods: GracePeriodSource, @unchecked Sendable {
         }
         while true {
             // ORDERING: full fence between arming and the second look, on both sides (invariant 4).
-            _ = line.sleeping.pointee.exchange(1, ordering: .sequentiallyConsistent)
+            _ = record.pointee.isAwaited.exchange(1, ordering: .sequentiallyConsistent)
             barrier?.run()
             if hasPassed(record, number) { break }
-            _ = Futex.wait(on: UnsafeMutableRawPointer(line.sleeping), while: 1)
+            _ = Futex.wait(on: Self.awaitedWord(record), while: 1)
         }
-        line.sleeping.pointee.store(0, ordering: .relaxed)
+        record.pointee.isAwaited.store(0, ordering: .relaxed)
     }
 
     /// Nudges `record` and every reader behind it, so that they report at the same time and not one after another.

@@ -29,9 +29,9 @@
 ///    buffer only delays the writer: reporting needs no fence. Off-line is different: the writer takes 0 at face value,
 ///    so `online()` writes `state` by an exchange and the increment of `gp` is an exchange-like operation too (full
 ///    fences on x86). Either the writer sees the reader on-line or the reader sees the unlinking.
-/// 4. A writer that sleeps first arms `sleeping`, with a full fence, and looks again; a reader reports with a full fence
-///    and then looks at `sleeping`. One of the two sees the other: no wake-up is lost. A reader pays this fence only
-///    when a grace period began since its last report.
+/// 4. A writer that sleeps first sets the reader's `isAwaited`, with a full fence, and looks again; a reader reports with a
+///    full fence and then looks at `isAwaited`. One of the two sees the other: no wake-up is lost. A reader pays this fence
+///    only when a grace period began since its last report.
 public final class RCUDomain: ReclamationDomain, @unchecked Sendable {
     let gracePeriods: GracePeriods
 

@@ -5,8 +5,12 @@ import Synchronization
 /// Records are recycled, and freed only with the domain, so that a scan needs no lock.
 @usableFromInline
 struct ReaderRecord: ~Copyable {
+    // The first two words' places are known to `GracePeriods` and `ThreadRCU`.
+
     /// 0 outside (off-line), else the grace-period counter the reader saw last. Written by the reader, read by writers.
     @usableFromInline let state = Atomic<UInt64>(0)
+    /// 1 while a writer sleeps, or is about to, until the reader reports; 0 otherwise. Written by both.
+    @usableFromInline let isAwaited = Atomic<UInt32>(0)
     /// The record registered before this one. Never changes.
     let next: UnsafeMutablePointer<ReaderRecord>?
     /// Whether a reader owns the record. Under the registry lock, as the two below.
@@ -29,7 +33,7 @@ struct ReaderRecord: ~Copyable {
     }
 }
 
-/// The cache line that writers and readers of a domain share; readers write it only to wake a writer.
+/// The cache line that writers and readers of a domain share; readers do not write it.
 @usableFromInline
 struct GracePeriodLine: @unchecked Sendable {
     // SAFETY: `@unchecked Sendable`: the line holds atomics, and outlives the domain's readers.
@@ -49,8 +53,4 @@ struct GracePeriodLine: @unchecked Sendable {
     /// The number of the grace period begun last; starts at 1, since 0 means outside to readers.
     @inlinable @inline(__always)
     var counter: UnsafeMutablePointer<Atomic<UInt64>> { address.assumingMemoryBound(to: Atomic<UInt64>.self) }
-
-    /// 1 while a writer sleeps, or is about to, until a reader reports.
-    @inlinable @inline(__always)
-    var sleeping: UnsafeMutablePointer<Atomic<UInt32>> { (address + 8).assumingMemoryBound(to: Atomic<UInt32>.self) }
 }

@@ -22,29 +22,13 @@ import Synchronization
 ///    reader's processor, before the section's first write of `state`, and then the section sees the unlinking, or after
 ///    it, and then the writer sees the section. Between that write and the section's loads the compiler must not reorder;
 ///    the processor may.
-/// 4. A writer that sleeps arms `sleeping`, has every processor pass a barrier, and looks again; a reader writes 0 and then
-///    looks at `sleeping`. As in 3, one of the two sees the other.
-public final class ThreadRCU: ReclamationDomain, @unchecked Sendable {
+/// 4. A writer that sleeps sets the thread's `isAwaited`, has every processor pass a barrier, and looks again; a reader
+///    writes 0 and then looks at `isAwaited`. As in 3, one of the two sees the other.
+/// 5. A thread without a record points at one that is inside a section for ever, so that its first section and nested ones
+///    leave the fast path by the same test.
+public enum ThreadRCU {
     /// Where writers wait and queue callbacks.
-    public static let domain = ThreadRCU()
-
-    private let gracePeriods: GracePeriods
-
-    private init() {
-        let barrier: ProcessBarrier
-        do { barrier = try ProcessBarrier() } catch {
-            fatalError("this kernel has no membarrier (\(error)); Linux 4.14 with CONFIG_MEMBARRIER is needed")
-        }
-        gracePeriods = GracePeriods(line: Self.line, barrier: barrier)
-        super.init(gracePeriods)
-    }
-
-    /// > Concurrency: as `ReclamationDomain.synchronize`; traps inside a read section.
-    @available(*, noasync)
-    public override func synchronize() {
-        precondition(!Self.isInSection, "a thread waits for its own read section")
-        super.synchronize()
-    }
+    public static var domain: ReclamationDomain { ThreadDomain.shared }
 
     /// Runs `body`, in which pointers that writers of `domain` replace may be read and used. Sections nest.
     @inlinable @inline(__always)
@@ -53,17 +37,31 @@ public final class ThreadRCU: ReclamationDomain, @unchecked Sendable {
         _ body: (borrowing ReadSection) throws(Failure) -> Result
     ) throws(Failure) -> Result {
         let record = currentRecord
-        // ORDERING: relaxed; only this thread writes the word. The outermost section keeps 0 and puts it back.
-        let outer = record.pointee.state.load(ordering: .relaxed)
-        if outer == 0 { enter(record) }
-        defer { if outer == 0 { leave(record) } }
+        // ORDERING: relaxed; only this thread writes the word.
+        guard _fastPath(record.pointee.state.load(ordering: .relaxed) == 0) else { return try withInnerSection(body) }
+        enter(record)
+        defer { leave(record) }
+        return try body(ReadSection())
+    }
+
+    /// The same for a section inside another, which has nothing to say, and for the thread's first one.
+    @inlinable @inline(never)
+    @available(*, noasync)
+    static func withInnerSection<Result: ~Copyable, Failure: Error>(
+        _ body: (borrowing ReadSection) throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        guard !isInSection else { return try body(ReadSection()) }
+        let record = registerThread()
+        enter(record)
+        defer { leave(record) }
         return try body(ReadSection())
     }
 
     /// Whether this thread is inside a read section.
+    @inlinable @inline(__always)
     public static var isInSection: Bool {
-        guard let record = martlet_get_thread_record() else { return false }
-        return record.assumingMemoryBound(to: ReaderRecord.self).pointee.state.load(ordering: .relaxed) != 0
+        let record = currentRecord
+        return isRegistered(record) && record.pointee.state.load(ordering: .relaxed) != 0
     }
 
     // MARK: Readers
@@ -73,8 +71,13 @@ public final class ThreadRCU: ReclamationDomain, @unchecked Sendable {
 
     @inlinable @inline(__always)
     static var currentRecord: UnsafeMutablePointer<ReaderRecord> {
-        // SAFETY: the word holds what `registerThread` put there.
-        martlet_get_thread_record()?.assumingMemoryBound(to: ReaderRecord.self) ?? registerThread()
+        // SAFETY: the word holds what `registerThread` put there, or something of which only `state` may be read.
+        martlet_get_thread_record().unsafelyUnwrapped.assumingMemoryBound(to: ReaderRecord.self)
+    }
+
+    @inlinable @inline(__always)
+    static func isRegistered(_ record: UnsafeMutablePointer<ReaderRecord>) -> Bool {
+        UnsafeMutableRawPointer(record) != martlet_unregistered_record_address()
     }
 
     @inlinable @inline(__always)
@@ -89,16 +92,16 @@ public final class ThreadRCU: ReclamationDomain, @unchecked Sendable {
         // ORDERING: release for invariant 2; the compiler barrier for invariant 4.
         record.pointee.state.store(0, ordering: .releasing)
         martlet_compiler_barrier()
-        if line.sleeping.pointee.load(ordering: .relaxed) != 0 { wakeWriter() }
+        if _slowPath(record.pointee.isAwaited.load(ordering: .relaxed) != 0) { wakeWriter(record) }
     }
 
     @usableFromInline @inline(never)
-    static func wakeWriter() { domain.gracePeriods.wakeWriter() }
+    static func wakeWriter(_ record: UnsafeMutablePointer<ReaderRecord>) { GracePeriods.wakeWriter(record) }
 
     /// Gives this thread a record, which goes back when the thread ends.
     @usableFromInline @inline(never)
     static func registerThread() -> UnsafeMutablePointer<ReaderRecord> {
-        let record = domain.gracePeriods.register(nudge: nil, context: nil)
+        let record = ThreadDomain.shared.gracePeriods.register(nudge: nil, context: nil)
         martlet_set_thread_record(record)
         let error = pthread_setspecific(threadEnd, record)
         precondition(error == 0, "no memory for a thread-local slot: errno \(error)")
@@ -111,9 +114,34 @@ public final class ThreadRCU: ReclamationDomain, @unchecked Sendable {
         let error = pthread_key_create(&key) { pointer in
             martlet_set_thread_record(nil)
             // SAFETY: the slot holds the record that `registerThread` put there.
-            if let pointer { domain.gracePeriods.unregister(pointer.assumingMemoryBound(to: ReaderRecord.self)) }
+            if let pointer {
+                ThreadDomain.shared.gracePeriods.unregister(pointer.assumingMemoryBound(to: ReaderRecord.self))
+            }
         }
         precondition(error == 0, "no thread-local slot is left: errno \(error)")
         return key
     }()
+}
+
+/// The one domain of ``ThreadRCU``.
+private final class ThreadDomain: ReclamationDomain, @unchecked Sendable {
+    static let shared = ThreadDomain()
+
+    let gracePeriods: GracePeriods
+
+    private init() {
+        let barrier: ProcessBarrier
+        do { barrier = try ProcessBarrier() } catch {
+            fatalError("this kernel has no membarrier (\(error)); Linux 4.14 with CONFIG_MEMBARRIER is needed")
+        }
+        gracePeriods = GracePeriods(line: ThreadRCU.line, barrier: barrier)
+        super.init(gracePeriods)
+    }
+
+    /// > Concurrency: as `ReclamationDomain.synchronize`; traps inside a read section.
+    @available(*, noasync)
+    override func synchronize() {
+        precondition(!ThreadRCU.isInSection, "a thread waits for its own read section")
+        super.synchronize()
+    }
 }

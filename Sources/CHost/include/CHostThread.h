@@ -6,7 +6,14 @@
 
 #define MARTLET_THREAD_WORD __thread __attribute__((tls_model("initial-exec")))
 
-// The thread's reader record; NULL before its first read section.
+// What readers of a thread that has no record yet find in its place: its first word says that it needs a slow path.
+struct martlet_unregistered_record {
+	uint64_t state;
+} __attribute__((aligned(64)));
+
+extern struct martlet_unregistered_record martlet_unregistered_record;
+
+// The thread's reader record.
 extern MARTLET_THREAD_WORD void *martlet_thread_record;
 // A small number of the thread, from 1 on; 0 before it has one.
 extern MARTLET_THREAD_WORD uint32_t martlet_thread_number;
@@ -16,9 +23,15 @@ static inline void *martlet_get_thread_record(void)
 	return martlet_thread_record;
 }
 
+// NULL: the thread has none any more.
 static inline void martlet_set_thread_record(void *record)
 {
-	martlet_thread_record = record;
+	martlet_thread_record = record ? record : &martlet_unregistered_record;
+}
+
+static inline void *martlet_unregistered_record_address(void)
+{
+	return &martlet_unregistered_record;
 }
 
 static inline uint32_t martlet_get_thread_number(void)
@@ -34,7 +47,6 @@ static inline void martlet_set_thread_number(uint32_t number)
 // The grace periods that all threads of the process take part in; see GracePeriodLine in Swift.
 struct martlet_grace_period_line {
 	uint64_t counter;
-	uint32_t sleeping;
 } __attribute__((aligned(64)));
 
 extern struct martlet_grace_period_line martlet_thread_grace_periods;

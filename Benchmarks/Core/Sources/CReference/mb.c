@@ -1,0 +1,20 @@
+#define _LGPL_SOURCE
+#include <urcu/urcu-mb.h>
+#include "CReference.h"
+
+void reference_register_mb(void)
+{
+	urcu_mb_register_thread();
+}
+
+uint64_t reference_urcu_mb(uint64_t count)
+{
+	uint64_t sum = 0;
+#pragma clang loop unroll_count(4)
+	for (uint64_t i = 0; i < count; i++) {
+		urcu_mb_read_lock();
+		sum += rcu_dereference(reference_current)->value;
+		urcu_mb_read_unlock();
+	}
+	return sum;
+}

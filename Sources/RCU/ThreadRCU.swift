@@ -36,29 +36,30 @@ public enum ThreadRCU {
     public static func withReadSection<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing ReadSection) throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        let record = currentRecord
+        let own = currentRecord
+        let record: UnsafeMutablePointer<ReaderRecord>?
         // ORDERING: relaxed; only this thread writes the word.
-        guard _fastPath(record.pointee.state.load(ordering: .relaxed) == 0) else { return try withInnerSection(body) }
-        enter(record)
-        defer { leave(record) }
+        if _fastPath(own.pointee.state.load(ordering: .relaxed) == 0) {
+            enter(own)
+            record = own
+        } else {
+            record = enterSlowly()
+        }
+        defer { if let record { leave(record) } }
         return try body(ReadSection())
     }
 
-    /// The same for a section inside another, which has nothing to say, and for the thread's first one.
-    @inlinable @inline(never)
-    @available(*, noasync)
-    static func withInnerSection<Result: ~Copyable, Failure: Error>(
-        _ body: (borrowing ReadSection) throws(Failure) -> Result
-    ) throws(Failure) -> Result {
-        guard !isInSection else { return try body(ReadSection()) }
+    /// Begins the thread's first section, or one inside another, which has nothing to do.
+    /// - Returns: the record to leave; nil inside another section.
+    @usableFromInline @inline(never)
+    static func enterSlowly() -> UnsafeMutablePointer<ReaderRecord>? {
+        guard !isInSection else { return nil }
         let record = registerThread()
         enter(record)
-        defer { leave(record) }
-        return try body(ReadSection())
+        return record
     }
 
     /// Whether this thread is inside a read section.
-    @inlinable @inline(__always)
     public static var isInSection: Bool {
         let record = currentRecord
         return isRegistered(record) && record.pointee.state.load(ordering: .relaxed) != 0
@@ -75,8 +76,7 @@ public enum ThreadRCU {
         martlet_get_thread_record().unsafelyUnwrapped.assumingMemoryBound(to: ReaderRecord.self)
     }
 
-    @inlinable @inline(__always)
-    static func isRegistered(_ record: UnsafeMutablePointer<ReaderRecord>) -> Bool {
+    private static func isRegistered(_ record: UnsafeMutablePointer<ReaderRecord>) -> Bool {
         UnsafeMutableRawPointer(record) != martlet_unregistered_record_address()
     }
 
@@ -99,8 +99,7 @@ public enum ThreadRCU {
     static func wakeWriter(_ record: UnsafeMutablePointer<ReaderRecord>) { GracePeriods.wakeWriter(record) }
 
     /// Gives this thread a record, which goes back when the thread ends.
-    @usableFromInline @inline(never)
-    static func registerThread() -> UnsafeMutablePointer<ReaderRecord> {
+    private static func registerThread() -> UnsafeMutablePointer<ReaderRecord> {
         let record = ThreadDomain.shared.gracePeriods.register(nudge: nil, context: nil)
         martlet_set_thread_record(record)
         let error = pthread_setspecific(threadEnd, record)

@@ -20,7 +20,7 @@ import VCPUTables
 public final class CachedPointerTable<Element: VCPUTableElement>: VCPUSlotTable, @unchecked Sendable {
     // SAFETY: `@unchecked Sendable`: blocks hold atomics; `readers` is guarded by `lock`.
 
-    private let shared: CopyAndPublishTable<Element>
+    @usableFromInline let shared: CopyAndPublishTable<Element>
     private let memory: TableMemory
     private let lock = FutexLock()
     /// They take themselves off when they end.
@@ -38,6 +38,7 @@ public final class CachedPointerTable<Element: VCPUTableElement>: VCPUSlotTable,
 
     // MARK: Threads that are no vCPUs
 
+    @inlinable
     public var count: Int { shared.count }
 
     @inlinable
@@ -56,7 +57,8 @@ public final class CachedPointerTable<Element: VCPUTableElement>: VCPUSlotTable,
     public func forEachIndexed(_ body: (_ index: Int, Element) -> Bool) { outside.forEachIndexed(body) }
 
     /// The table for those that cache nothing.
-    @usableFromInline var outside: CopyAndPublishTable<Element> { shared }
+    @inlinable @inline(__always)
+    var outside: CopyAndPublishTable<Element> { shared }
 
     // MARK: vCPUs
 
@@ -95,6 +97,7 @@ public final class CachedPointerTable<Element: VCPUTableElement>: VCPUSlotTable,
 
     // MARK: The writer
 
+    @inlinable
     public func slot(at index: Int) -> VCPUSlot<Element> { shared.slot(at: index) }
 
     public func reserveSlot(at index: Int) throws(Errno) {
@@ -114,7 +117,7 @@ public final class CachedPointerTable<Element: VCPUTableElement>: VCPUSlotTable,
 ///
 /// > Concurrency: one thread at a time.
 public final class CachedPointerReader<Element: VCPUTableElement>: VCPUTableReader {
-    private let table: CachedPointerTable<Element>
+    @usableFromInline let table: CachedPointerTable<Element>
     @usableFromInline var block: TableBlock.Pointer
     /// The "move" request.
     @usableFromInline let isMoveRequested = Atomic<Bool>(false)
@@ -160,7 +163,8 @@ public final class CachedPointerReader<Element: VCPUTableElement>: VCPUTableRead
         block.pointee.count.load(ordering: .acquiring)
     }
 
-    @usableFromInline var outside: CopyAndPublishTable<Element> { table.outside }
+    @inlinable @inline(__always)
+    var outside: CopyAndPublishTable<Element> { table.outside }
 
     @inlinable
     public var count: Int { follow() ? cachedCount : outside.count }

@@ -56,6 +56,7 @@ public final class CopyAndPublishTable<Element: VCPUTableElement>: VCPUSlotTable
         current.load().unsafelyUnwrapped
     }
 
+    @inlinable
     public var count: Int { read { _, count in count } }
 
     @inlinable @inline(__always)
@@ -79,6 +80,7 @@ public final class CopyAndPublishTable<Element: VCPUTableElement>: VCPUSlotTable
 
     // MARK: The writer
 
+    @inlinable
     public func slot(at index: Int) -> VCPUSlot<Element> { TableBlock.run(block, of: Element.self)[index] }
 
     public func reserveSlot(at index: Int) throws(Errno) {

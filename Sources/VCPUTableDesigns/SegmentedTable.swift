@@ -94,16 +94,16 @@ public final class SegmentedTable<Element: VCPUTableElement>: VCPUSlotTable, @un
         return slot.withElement(body)
     }
 
-    @usableFromInline @inline(never)
+    @inlinable @inline(never)
     func scan(for id: UInt32, count: Int) -> VCPUSlot<Element>? {
         var first = 0
         var segment = 0
         while first < count {
-            let length = min(count - first, (1 << Self.firstShift) << segment)
+            let length = min(count &- first, (1 << Self.firstShift) &<< segment)
             let run = run(segment)
             if let index = run.scan(for: id, count: length) { return run[index] }
-            first += length
-            segment += 1
+            first &+= length
+            segment &+= 1
         }
         return nil
     }

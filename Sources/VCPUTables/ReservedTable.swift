@@ -67,10 +67,13 @@ public final class ReservedTable<Element: VCPUTableElement>: VCPUSlotTable, @unc
 
     // MARK: The writer
 
+    @inlinable
     public func slot(at index: Int) -> VCPUSlot<Element> { run[index] }
 
+    @inlinable
     public func reserveSlot(at index: Int) {}
 
+    @inlinable
     public func publish(count: Int) {
         // ORDERING: release pairs with the acquire in `count`.
         publishedCount.store(count, ordering: .releasing)

@@ -44,19 +44,23 @@ public struct VCPUSlot<Element: VCPUTableElement> {
     // MARK: The writer
 
     /// Whether the element is parked.
+    @inlinable
     var isParked: Bool { word.pointee.load(ordering: .relaxed) & Self.parkedBit != 0 }
 
     /// The element, parked or not.
+    @inlinable
     var element: Element? {
         let value = word.pointee.load(ordering: .relaxed) & ~Self.parkedBit
         return value == 0 ? nil : Self.withElement(value) { $0 }
     }
 
+    @inlinable
     func publish(_ element: Element) {
         // ORDERING: release pairs with the acquire in `withElement`.
         word.pointee.store(UInt(bitPattern: Unmanaged.passRetained(element).toOpaque()), ordering: .releasing)
     }
 
+    @inlinable
     func setParked(_ isParked: Bool) {
         let value = word.pointee.load(ordering: .relaxed) & ~Self.parkedBit
         // ORDERING: release pairs with the acquire in `withElement`.
@@ -78,7 +82,7 @@ public struct VCPUSlotRun<Element: VCPUTableElement> {
     public init(_ base: UnsafeMutableRawPointer) { self.base = base }
 
     @inlinable @inline(__always)
-    public subscript(index: Int) -> VCPUSlot<Element> { VCPUSlot(base + index * VCPUSlot<Element>.byteCount) }
+    public subscript(index: Int) -> VCPUSlot<Element> { VCPUSlot(base + index &* VCPUSlot<Element>.byteCount) }
 
     /// `VCPUTableReader.withElement(at:_:)` among `count` slots.
     @inlinable @inline(__always)

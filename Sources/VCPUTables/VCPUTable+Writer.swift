@@ -21,6 +21,7 @@ public protocol VCPUSlotTable: VCPUTable {
 }
 
 extension VCPUSlotTable {
+    @inlinable
     public func append(id: UInt32, _ make: (_ index: Int) throws(Errno) -> Element) throws(Errno) -> Element {
         let index = count
         guard id < maximumID, index < maximumCount else { throw .invalidArgument }
@@ -32,11 +33,13 @@ extension VCPUSlotTable {
         return element
     }
 
+    @inlinable
     public func park(id: UInt32) throws(Errno) {
         guard let slot = find(id: id), !slot.isParked else { throw .noSuchFileOrDirectory }
         slot.setParked(true)
     }
 
+    @inlinable
     public func unpark(id: UInt32, _ prepare: (Element) throws(Errno) -> Void) throws(Errno) -> Element {
         guard let slot = find(id: id), slot.isParked, let element = slot.element else { throw .noSuchFileOrDirectory }
         try prepare(element)
@@ -50,7 +53,8 @@ extension VCPUSlotTable {
     }
 
     /// The slot of the element with that id, parked or not.
-    private func find(id: UInt32) -> VCPUSlot<Element>? {
+    @inlinable
+    func find(id: UInt32) -> VCPUSlot<Element>? {
         let count = count
         if id < count, slot(at: Int(id)).element?.id == id { return slot(at: Int(id)) }
         for index in 0..<count where slot(at: index).element?.id == id { return slot(at: index) }

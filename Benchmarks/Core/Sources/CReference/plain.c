@@ -12,7 +12,6 @@ void reference_set_current(uint64_t value)
 uint64_t reference_plain(uint64_t count)
 {
 	uint64_t sum = 0;
-#pragma clang loop unroll_count(4)
 	for (uint64_t i = 0; i < count; i++) {
 		struct reference_object *object = *(struct reference_object *volatile *)&reference_current;
 		sum += object->value;

@@ -16,33 +16,33 @@ enum Design: CaseIterable {
         }
     }
 
-    private func makeTable() throws(Errno) -> any VCPUTable<Element> & Reading {
-        let (count, id): (Int, UInt32) = (4096, 16384)
-        return switch self {
-        case .reserved: try ReservedTable<Element>(maximumCount: count, maximumID: id)
-        case .copiedByOne:
-            try CopyAndPublishTable<Element>(maximumCount: count, maximumID: id, growth: .byOne)
-        case .copiedByDoubling:
-            try CopyAndPublishTable<Element>(maximumCount: count, maximumID: id, growth: .doubling)
-        case .segmented: try SegmentedTable<Element>(maximumCount: count, maximumID: id)
-        case .cachedPointer: try CachedPointerTable<Element>(maximumCount: count, maximumID: id)
-        }
-    }
+    private static let maximumCount = 4096
+    private static let maximumID: UInt32 = 16384
 
-    /// The ways to read a table with `count` elements.
-    func makeReaders(count: Int, firstID: UInt32) -> [(String, any Reading)] {
-        guard let table = try? makeTable() else { fatalError("no memory for \(name)") }
-        for number in 0..<UInt32(count) {
-            _ = try? table.append(id: firstID + number) { _ in Element(id: firstID + number) }
-        }
+    /// The ways to read a table that holds `elements`.
+    func makeReaders(_ elements: [Element]) -> [(String, any Reading)] {
+        guard let table = try? makeTable(elements) else { fatalError("no memory for \(name)") }
         guard let cached = table as? CachedPointerTable<Element> else { return [(name, table)] }
         return [(name, cached.makeReader()), (name + ", read by another thread", cached)]
     }
 
-    /// Makes a table and fills it; ids are in order.
-    func create(_ elements: [Element]) -> UInt64 {
-        guard let table = try? makeTable() else { fatalError("no memory for \(name)") }
-        for element in elements { _ = try? table.append(id: element.id) { _ in element } }
-        return UInt64(table.count)
+    /// Makes a table and adds `elements` one after the other.
+    func makeTable(_ elements: [Element]) throws(Errno) -> any VCPUTable<Element> & Reading {
+        let (count, id) = (Self.maximumCount, Self.maximumID)
+        return switch self {
+        case .reserved: try Self.fill(ReservedTable(maximumCount: count, maximumID: id), elements)
+        case .copiedByOne:
+            try Self.fill(CopyAndPublishTable(maximumCount: count, maximumID: id, growth: .byOne), elements)
+        case .copiedByDoubling:
+            try Self.fill(CopyAndPublishTable(maximumCount: count, maximumID: id, growth: .doubling), elements)
+        case .segmented: try Self.fill(SegmentedTable(maximumCount: count, maximumID: id), elements)
+        case .cachedPointer: try Self.fill(CachedPointerTable(maximumCount: count, maximumID: id), elements)
+        }
+    }
+
+    @inline(__always)
+    private static func fill<Table: VCPUTable<Element>>(_ table: Table, _ elements: [Element]) throws(Errno) -> Table {
+        for element in elements { _ = try table.append(id: element.id) { _ in element } }
+        return table
     }
 }

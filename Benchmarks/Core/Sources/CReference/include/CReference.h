@@ -12,7 +12,7 @@ extern struct reference_object *reference_current;
 
 void reference_set_current(uint64_t value);
 
-// Each returns the sum of the values it read, `count` times.
+// Each returns the sum of the values it read, `count` times; a multiple of four, which is what a turn of its loop reads.
 
 // A plain load and a dereference.
 uint64_t reference_plain(uint64_t count);

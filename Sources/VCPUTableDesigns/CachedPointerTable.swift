@@ -110,7 +110,7 @@ public final class CachedPointerTable<Element: VCPUTableElement>: VCPUSlotTable,
         leave(old)
     }
 
-    public func publish(count: Int) { shared.publish(count: count) }
+    public func publish(_ element: Element, at index: Int) { shared.publish(element, at: index) }
 }
 
 /// A vCPU's view of a `CachedPointerTable`.

@@ -98,8 +98,9 @@ public final class CopyAndPublishTable<Element: VCPUTableElement>: VCPUSlotTable
         return try TableBlock.allocate(capacity: capacity, copying: old, memory)
     }
 
-    public func publish(count: Int) {
+    public func publish(_ element: Element, at index: Int) {
+        slot(at: index).publish(element)
         // ORDERING: release pairs with the acquire in `read`.
-        block.pointee.count.store(count, ordering: .releasing)
+        block.pointee.count.store(index + 1, ordering: .releasing)
     }
 }

@@ -131,8 +131,9 @@ public final class SegmentedTable<Element: VCPUTableElement>: VCPUSlotTable, @un
         directory[segment] = try memory.allocate(byteCount: 8 << (segment + Self.firstShift))
     }
 
-    public func publish(count: Int) {
+    public func publish(_ element: Element, at index: Int) {
+        slot(at: index).publish(element)
         // ORDERING: release pairs with the acquire in `count`.
-        publishedCount.store(count, ordering: .releasing)
+        publishedCount.store(index + 1, ordering: .releasing)
     }
 }

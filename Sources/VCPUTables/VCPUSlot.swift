@@ -55,7 +55,7 @@ public struct VCPUSlot<Element: VCPUTableElement> {
     }
 
     @inlinable
-    func publish(_ element: Element) {
+    public func publish(_ element: Element) {
         // ORDERING: release pairs with the acquire in `withElement`.
         word.pointee.store(UInt(bitPattern: Unmanaged.passRetained(element).toOpaque()), ordering: .releasing)
     }

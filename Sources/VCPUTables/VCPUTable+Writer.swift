@@ -16,8 +16,11 @@ public protocol VCPUSlotTable: VCPUTable {
     /// - Throws: `ENOMEM`; readers notice nothing then.
     func reserveSlot(at index: Int) throws(Errno)
 
-    /// Lets readers see the first `count` slots.
-    func publish(count: Int)
+    /// Puts `element` into the reserved slot at `index` and lets readers see it.
+    func publish(_ element: Element, at index: Int)
+
+    /// The slot of the element with that id, parked or not.
+    func find(id: UInt32) -> VCPUSlot<Element>?
 }
 
 extension VCPUSlotTable {
@@ -28,8 +31,8 @@ extension VCPUSlotTable {
         guard find(id: id) == nil else { throw .fileExists }
         try reserveSlot(at: index)
         let element = try make(index)
-        slot(at: index).publish(element)
-        publish(count: index + 1)
+        precondition(element.id == id, "a vCPU with another id than asked for")
+        publish(element, at: index)
         return element
     }
 
@@ -52,9 +55,9 @@ extension VCPUSlotTable {
         for index in 0..<count { slot(at: index).release() }
     }
 
-    /// The slot of the element with that id, parked or not.
+    /// - Complexity: linear in the count, unless the element is where its id says.
     @inlinable
-    func find(id: UInt32) -> VCPUSlot<Element>? {
+    public func find(id: UInt32) -> VCPUSlot<Element>? {
         let count = count
         if id < count, slot(at: Int(id)).element?.id == id { return slot(at: Int(id)) }
         for index in 0..<count where slot(at: index).element?.id == id { return slot(at: index) }

@@ -23,7 +23,7 @@ public protocol VCPUTableReader<Element>: AnyObject {
 
     /// Calls `body` with the element whose id is `id`.
     ///
-    /// Tries the index equal to the id first, as ids mostly are handed out in order.
+    /// Fast where the ids are handed out in order; some designs search the elements otherwise.
     /// - Returns: its result; nil if there is no such element, or it is parked.
     @discardableResult
     func withElement<Result>(id: UInt32, _ body: (Element) -> Result) -> Result?

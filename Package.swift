@@ -4,7 +4,7 @@ import PackageDescription
 /// Settings of every Swift target.
 let strict: [SwiftSetting] = [
     .swiftLanguageMode(.v6),
-    .enableExperimentalFeature("Lifetimes"),
+    .enableExperimentalFeature("Lifetimes")
 ]
 
 /// Settings of targets whose code runs between translated blocks: signal handlers enter it, so it must not
@@ -17,11 +17,11 @@ let package = Package(
         .executable(name: "martlet", targets: ["martlet"]),
         .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
         .library(name: "Machine", targets: ["Machine", "Addressing"]),
-        .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"]),
+        .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"])
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
-        .package(url: "https://github.com/apple/swift-system", from: "1.4.0"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.4.0")
     ],
     targets: [
         .systemLibrary(name: "CZydis", providers: [.apt(["libzydis-dev"])]),
@@ -65,7 +65,7 @@ let package = Package(
             name: "Machine",
             dependencies: [
                 "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
-                .product(name: "SystemPackage", package: "swift-system"),
+                .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: strict),
         .target(
@@ -76,7 +76,7 @@ let package = Package(
             name: "martlet",
             dependencies: [
                 "Machine", "UserspaceKVM", "DefaultGuest",
-                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "ArgumentParser", package: "swift-argument-parser")
             ],
             swiftSettings: strict),
         .target(
@@ -87,30 +87,36 @@ let package = Package(
             name: "BareGuest",
             dependencies: [
                 "UserspaceKVM", "KVMInterface", "Machine", "Host", "Addressing",
-                .product(name: "SystemPackage", package: "swift-system"),
+                .product(name: "SystemPackage", package: "swift-system")
             ],
             path: "Tests/BareGuest", swiftSettings: strict),
         .testTarget(
             name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
             swiftSettings: execution),
-        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts"], swiftSettings: execution),
         .testTarget(
-            name: "TranslatorTests", dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU"],
+            name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),
+        .testTarget(name: "InterruptsTests", dependencies: ["Interrupts", "TestSupport"], swiftSettings: execution),
+        .testTarget(
+            name: "TranslatorTests",
+            dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU", "TestSupport"],
             swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
             dependencies: [
                 "Machine", "Addressing", "KVMInterface", "CHost", "Host", "CLZ4", "CLZMA", "CZlib", "CZstd",
-                .product(name: "SystemPackage", package: "swift-system"),
+                "TestSupport",
+                .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
-        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost", "TestSupport"], swiftSettings: execution),
         .testTarget(
-            name: "VCPUTablesTests", dependencies: ["VCPUTables", "VCPUTableDesigns", "RCU", "Host", "CHost"],
+            name: "VCPUTablesTests",
+            dependencies: ["VCPUTables", "VCPUTableDesigns", "RCU", "Host", "TestSupport"],
             swiftSettings: execution),
         .testTarget(
-            name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing"], swiftSettings: execution),
+            name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing", "TestSupport"],
+            swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
         .testTarget(
             name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],
@@ -119,7 +125,7 @@ let package = Package(
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(
             name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost"],
-            swiftSettings: execution),
+            swiftSettings: execution)
     ]
 )
 

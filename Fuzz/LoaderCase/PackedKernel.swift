@@ -2,12 +2,14 @@
 enum PackedKernel {
     private static let payloadOffset = 0x40
     private static let setupByteCount = 1024
+    /// The 64-bit entry of the protected-mode part, and some code.
+    private static let minimumByteCount = 0x210
 
     /// A bzImage with a header that is right, whatever `payload` is.
     /// > Source: Documentation/arch/x86/boot.rst.
     static func bzImage(payload: [UInt8]) -> [UInt8] {
         var image = [UInt8](repeating: 0, count: setupByteCount + payloadOffset) + payload
-        image += [UInt8](repeating: 0, count: -image.count & 15)
+        image += [UInt8](repeating: 0, count: max(-image.count & 15, setupByteCount + minimumByteCount - image.count))
         let byteCount = UInt32(image.count - setupByteCount)
         image[0x1F1] = UInt8(setupByteCount / 512 - 1)
         put(byteCount / 16, at: 0x1F4, in: &image)

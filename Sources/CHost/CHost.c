@@ -10,6 +10,19 @@ MARTLET_THREAD_WORD void *martlet_thread_record = &martlet_unregistered_record;
 MARTLET_THREAD_WORD uint32_t martlet_thread_number;
 struct martlet_grace_period_line martlet_thread_grace_periods = {.counter = 1};
 
+// The model needs no call into the dynamic linker, which is not async-signal-safe.
+static _Thread_local __attribute__((tls_model("initial-exec"))) void *thread_context;
+
+void *martlet_thread_context(void)
+{
+	return thread_context;
+}
+
+void martlet_set_thread_context(void *context)
+{
+	thread_context = context;
+}
+
 #define SAME(name) _Static_assert(MARTLET_##name == name, #name)
 SAME(REG_R8);
 SAME(REG_R9);

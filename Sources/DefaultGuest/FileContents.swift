@@ -44,24 +44,23 @@ enum FileContents {
 
     /// Creates an empty directory with a name of its own in `parent`.
     static func createTemporaryDirectory(in parent: FilePath) throws(Errno) -> FilePath {
-        var template = Array(parent.appending(".build-XXXXXX").string.utf8CString)
+        var template = Array(parent.appending("\(temporaryPrefix)XXXXXX").string.utf8CString)
         guard mkdtemp(&template) != nil else { throw Errno(rawValue: errno) }
         return FilePath(platformString: template)
     }
 
+    private static var temporaryPrefix: String { ".build-" }
+
+    /// Removes what ``createTemporaryDirectory(in:)`` has made in `parent`.
+    static func removeTemporaryDirectories(in parent: FilePath) {
+        for name in names(in: parent) where name.hasPrefix(temporaryPrefix) { removeTree(parent.appending(name)) }
+    }
+
     /// Removes `path` and what is below it, as far as that is possible.
     static func removeTree(_ path: FilePath) {
-        if let directory = opendir(path.string) {
-            defer { closedir(directory) }
-            while let entry = readdir(directory) {
-                let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                    $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-                }
-                if name == "." || name == ".." { continue }
-                let child = path.appending(name)
-                if entry.pointee.d_type == UInt8(DT_DIR) { removeTree(child) } else { unlink(child.string) }
-            }
-        }
+        // Fails for a directory, which is emptied first.
+        if unlink(path.string) == 0 { return }
+        for name in names(in: path) { removeTree(path.appending(name)) }
         rmdir(path.string)
     }
 

@@ -49,6 +49,8 @@ public struct GuestCache: Sendable {
             let lock = directory.appending(".lock")
             try FileLock.hold(lock, onWait: { report("waiting for another build to finish") }) {
                 if !always, guest(flavour) != nil { return }
+                // Under the lock, what is there is of builds that were killed.
+                FileContents.removeTemporaryDirectories(in: directory)
                 let scratch = try FileContents.createTemporaryDirectory(in: directory)
                 defer { FileContents.removeTree(scratch) }
                 try install(try build(scratch), flavour, through: scratch)

@@ -165,6 +165,17 @@ extension VCPU {
         try backend.call(descriptor, .interrupt, from: kvm_interrupt(irq: UInt32(vector)))
     }
 
+    /// Sets which signals are blocked during runs: bit 0 stands for signal 1; nil leaves the thread's own mask. A signal that
+    /// only the thread blocks ends a run and stays pending. The corresponding C request is `KVM_SET_SIGNAL_MASK`.
+    public func setSignalMask(_ mask: UInt64?) throws(Errno) {
+        guard let mask else {
+            try backend.call(descriptor, .setSignalMask)
+            return
+        }
+        let bytes = (0..<8).map { UInt8(truncatingIfNeeded: mask >> UInt64(8 * $0)) }
+        try backend.call(descriptor, .setSignalMask, headerByteCount: 4, elements: bytes)
+    }
+
     /// Raises the non-maskable interrupt. The corresponding C request is `KVM_NMI`.
     public func nmi() throws(Errno) { try backend.call(descriptor, .nmi) }
 

@@ -57,6 +57,10 @@ public final class GuestWalk {
         static var global: UInt64 { 1 << 8 }
         static var noExecute: UInt64 { 1 << 63 }
         static var address: UInt64 { 0x000F_FFFF_FFFF_F000 }
+        /// Bits 62–52.
+        static var software: UInt64 { 0x7FF << 52 }
+        /// Bits 63–52, 8–5, 2 and 1.
+        static var reservedInPointer: UInt64 { 0xFFF0_0000_0000_01E6 }
     }
 
     /// Bits of a page fault's error code.
@@ -125,7 +129,7 @@ public final class GuestWalk {
         var tableAddress = context.root
         var shift: UInt64 = 39
         while true {
-            guard let table = self.table(at: tableAddress, context) else { return .noMemory(tableAddress) }
+            guard let table = self.table(at: tableAddress, context) else { return unmapped(access, context) }
             let index = Int((linear >> shift) & 511)
             if shift == 12 {
                 cache[slot] = CachedTable(
@@ -155,11 +159,11 @@ public final class GuestWalk {
 
     private func walkPAE(_ linear: UInt64, _ access: PageAccess, _ context: PagingContext) -> WalkResult? {
         let rootAddress = context.cr3 & 0xFFFF_FFE0
-        guard let page = self.table(at: rootAddress & ~0xFFF, context) else { return .noMemory(rootAddress) }
+        guard let page = self.table(at: rootAddress & ~0xFFF, context) else { return unmapped(access, context) }
         let pointer = load(page, Int((rootAddress & 0xFFF) >> 3) + Int((linear >> 30) & 3))
         if pointer & Entry.present == 0 { return fault(access, context, protection: false) }
         let directoryAddress = pointer & Entry.address
-        guard let directory = self.table(at: directoryAddress, context) else { return .noMemory(directoryAddress) }
+        guard let directory = self.table(at: directoryAddress, context) else { return unmapped(access, context) }
         let index = Int((linear >> 21) & 511)
         let entry = load(directory, index)
         if entry & Entry.present == 0 { return fault(access, context, protection: false) }
@@ -173,10 +177,24 @@ public final class GuestWalk {
         var rights = Rights()
         rights.restrict(by: entry, context)
         let tableAddress = entry & Entry.address
-        guard let table = self.table(at: tableAddress, context) else { return .noMemory(tableAddress) }
+        guard let table = self.table(at: tableAddress, context) else { return unmapped(access, context) }
         return finish(
             linear, access, context, rights: rights, table: table, tableAddress: tableAddress,
             index: Int((linear >> 12) & 511), shift: 12)
+    }
+
+    /// Whether PAE's pointer table can be loaded: no entry that is present has reserved bits.
+    ///
+    /// > Source: Intel SDM volume 3, section 4.4.1.
+    public func hasValidPointers(_ context: PagingContext) -> Bool {
+        let rootAddress = context.cr3 & 0xFFFF_FFE0
+        // Without memory there, the first walk says so.
+        guard let page = table(at: rootAddress & ~0xFFF, context) else { return true }
+        return (0..<4).allSatisfy { index in
+            let pointer = load(page, Int((rootAddress & 0xFFF) >> 3) + index)
+            return pointer & Entry.present == 0
+                || pointer & Entry.reservedInPointer == 0 && (pointer & Entry.address) >> physicalAddressBits == 0
+        }
     }
 
     /// Checks and completes the entry that maps the page.
@@ -193,62 +211,23 @@ public final class GuestWalk {
         }
         var rights = upper
         rights.restrict(by: entry, context)
-        guard allows(access, rights, context) else { return fault(access, context, protection: true) }
-        var needed = Entry.accessed
-        if access.kind == .write { needed |= Entry.dirty }
-        if entry & needed != needed, !set(needed, table, index, entry, tableAddress) { return nil }
-        let isDirty = (entry | needed) & Entry.dirty != 0
-        let mayWrite =
-            isDirty
-            && allows(
-                PageAccess(.write, isUser: access.isUser, overridesAccessPrevention: access.overridesAccessPrevention),
-                rights, context)
-        let base = entry & Entry.address & ~pageMask
-        return .translated(
-            PageTranslation(
-                physical: base | (linear & pageMask & ~0xFFF), isWritable: mayWrite,
-                isGlobal: entry & Entry.global != 0 && context.cr4 & CR4.globalPages != 0, pageShift: UInt8(shift)))
+        return complete(
+            linear, access, context, rights, entry, base: entry & Entry.address & ~pageMask, shift: shift
+        ) { set($0, table, index, entry, tableAddress) }
     }
 
-    /// 32-bit paging, with its 4-byte entries.
-    private func walk32(_ linear: UInt64, _ access: PageAccess, _ context: PagingContext) -> WalkResult? {
-        let directoryAddress = context.cr3 & 0xFFFF_F000
-        guard let directory = self.table(at: directoryAddress, context) else { return .noMemory(directoryAddress) }
-        let directoryIndex = Int((linear >> 22) & 1023)
-        let entry = load32(directory, directoryIndex)
-        if entry & Entry.present == 0 { return fault(access, context, protection: false) }
-        var rights = Rights()
-        rights.restrict(by: entry, context)
-        if entry & Entry.large != 0 && context.cr4 & CR4.pageSizeExtension != 0 {
-            // PSE-36: bits 13–20 are address bits 32–39; bit 21 is reserved.
-            if entry & (1 << 21) != 0 { return fault(access, context, protection: true, reserved: true) }
-            let base = entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32
-            return finish32(
-                linear, access, context, rights, directory, directoryAddress, directoryIndex, entry, base: base,
-                shift: 22)
-        }
-        if entry & Entry.accessed == 0, !set32(Entry.accessed, directory, directoryIndex, entry, directoryAddress) {
-            return nil
-        }
-        let tableAddress = entry & 0xFFFF_F000
-        guard let table = self.table(at: tableAddress, context) else { return .noMemory(tableAddress) }
-        let index = Int((linear >> 12) & 1023)
-        let leaf = load32(table, index)
-        if leaf & Entry.present == 0 { return fault(access, context, protection: false) }
-        rights.restrict(by: leaf, context)
-        return finish32(
-            linear, access, context, rights, table, tableAddress, index, leaf, base: leaf & 0xFFFF_F000, shift: 12)
-    }
-
-    private func finish32(
-        _ linear: UInt64, _ access: PageAccess, _ context: PagingContext, _ rights: Rights,
-        _ table: UnsafeMutablePointer<UInt64>, _ tableAddress: UInt64, _ index: Int, _ entry: UInt64, base: UInt64,
-        shift: UInt64
+    /// Checks the rights to a page, sets the bits of its entry and makes the translation.
+    ///
+    /// - Parameter set: sets bits in the entry unless it has changed.
+    @inline(__always)
+    private func complete(
+        _ linear: UInt64, _ access: PageAccess, _ context: PagingContext, _ rights: Rights, _ entry: UInt64,
+        base: UInt64, shift: UInt64, set: (UInt64) -> Bool
     ) -> WalkResult? {
         guard allows(access, rights, context) else { return fault(access, context, protection: true) }
         var needed = Entry.accessed
         if access.kind == .write { needed |= Entry.dirty }
-        if entry & needed != needed, !set32(needed, table, index, entry, tableAddress) { return nil }
+        if entry & needed != needed, !set(needed) { return nil }
         let isDirty = (entry | needed) & Entry.dirty != 0
         let mayWrite =
             isDirty
@@ -260,6 +239,37 @@ public final class GuestWalk {
             PageTranslation(
                 physical: base | (linear & pageMask & ~0xFFF), isWritable: mayWrite,
                 isGlobal: entry & Entry.global != 0 && context.cr4 & CR4.globalPages != 0, pageShift: UInt8(shift)))
+    }
+
+    /// 32-bit paging, with its 4-byte entries.
+    private func walk32(_ linear: UInt64, _ access: PageAccess, _ context: PagingContext) -> WalkResult? {
+        let directoryAddress = context.cr3 & 0xFFFF_F000
+        guard let directory = self.table(at: directoryAddress, context) else { return unmapped(access, context) }
+        let directoryIndex = Int((linear >> 22) & 1023)
+        let entry = load32(directory, directoryIndex)
+        if entry & Entry.present == 0 { return fault(access, context, protection: false) }
+        var rights = Rights()
+        rights.restrict(by: entry, context)
+        if entry & Entry.large != 0 && context.cr4 & CR4.pageSizeExtension != 0 {
+            // PSE-36: bits 13–20 are address bits 32–39; bit 21 is reserved.
+            if entry & (1 << 21) != 0 { return fault(access, context, protection: true, reserved: true) }
+            let base = entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32
+            return complete(linear, access, context, rights, entry, base: base, shift: 22) {
+                set32($0, directory, directoryIndex, entry, directoryAddress)
+            }
+        }
+        if entry & Entry.accessed == 0, !set32(Entry.accessed, directory, directoryIndex, entry, directoryAddress) {
+            return nil
+        }
+        let tableAddress = entry & 0xFFFF_F000
+        guard let table = self.table(at: tableAddress, context) else { return unmapped(access, context) }
+        let index = Int((linear >> 12) & 1023)
+        let leaf = load32(table, index)
+        if leaf & Entry.present == 0 { return fault(access, context, protection: false) }
+        rights.restrict(by: leaf, context)
+        return complete(linear, access, context, rights, leaf, base: leaf & 0xFFFF_F000, shift: 12) {
+            set32($0, table, index, leaf, tableAddress)
+        }
     }
 
     // MARK: Rules
@@ -301,8 +311,15 @@ public final class GuestWalk {
         return .fault(code: code)
     }
 
+    /// A table that lies where there is no memory maps nothing, as under KVM.
+    private func unmapped(_ access: PageAccess, _ context: PagingContext) -> WalkResult {
+        fault(access, context, protection: false)
+    }
+
     private func hasReservedBits(_ entry: UInt64, _ context: PagingContext) -> Bool {
         if entry & Entry.noExecute != 0 && !context.hasNoExecute { return true }
+        // What long mode leaves to software is reserved with PAE.
+        if entry & Entry.software != 0 && context.efer & EFER.longModeActive == 0 { return true }
         return (entry & Entry.address) >> physicalAddressBits != 0
     }
 

@@ -61,6 +61,4 @@ public enum WalkResult: Equatable, Sendable {
     case translated(PageTranslation)
     /// A page fault with this error code.
     case fault(code: UInt32)
-    /// A table lies at this guest physical address, where there is no memory.
-    case noMemory(UInt64)
 }

@@ -5,10 +5,10 @@ import X86
 ///
 /// Accesses whose addresses differ by constants known at translation form a *group*: fields of a structure, a stack
 /// frame, neighbouring elements in the copies of an unrolled loop. The first one, the leader, checks the bytes of all of
-/// them at once and keeps the addend in the state; the others use it without a check. The leader looks only: it fills no
-/// entry and changes nothing that the guest can see. If its check fails (the bytes lie in two pages, or the page is not
-/// in the table, or not for writing) the block is left for a plain one that starts at the same instruction, and there
-/// every access is checked by itself.
+/// them at once and keeps the host address of the first byte in the state; the others use it without a check. The leader
+/// only looks: it fills no entry and changes nothing that the guest can see. If its check fails (the bytes lie in two
+/// pages, or the page is not in the table, or not for writing) the block is left for a plain one that starts at the same
+/// instruction, and there every access is checked by itself.
 ///
 /// What is checked stays true to the end of the block: whatever takes entries away from the processor waits until it is
 /// in the dispatcher.
@@ -20,7 +20,7 @@ struct AccessPlan {
     struct Group {
         var byteCount = 0
         var kind = SoftTLB.Kind.read
-        /// Where the addend is kept.
+        /// Where the host address of its first byte is kept.
         var slot = 0
     }
 
@@ -78,7 +78,7 @@ struct AccessPlan {
     }
 
     private struct Finder {
-        var registers: [Symbol] = (0..<16).map { Symbol(value: $0) }
+        var registers = InlineArray<16, Symbol> { Symbol(value: $0) }
         var nextValue = 16
         var epoch = 0
         var candidates: [Candidate] = []
@@ -167,7 +167,7 @@ struct AccessPlan {
             groups.append(
                 Group(
                     byteCount: Int(candidate.high - candidate.low), kind: candidate.isWritten ? .write : .read,
-                    slot: CPUState.addendsOffset + groups.count * 8))
+                    slot: CPUState.groupAddressesOffset + groups.count * 8))
         }
         if groups.isEmpty { return }
         members = [Member?](repeating: nil, count: finder.accesses.count)

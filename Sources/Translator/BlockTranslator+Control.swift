@@ -17,7 +17,7 @@ extension BlockTranslator {
     /// scratch register is free.
     mutating func emitPushSlot() {
         e.lea(.address, emitPushAccess())
-        scratchGroup = nil
+        held.clear()
     }
 
     /// Checks the slot that `register` points to and returns its place on the host.
@@ -36,7 +36,7 @@ extension BlockTranslator {
             e.store(Int32(truncatingIfNeeded: operand.immediate), emitPushAccess(), wide: isWide)
         case .memory:
             e.load(.scratch, emitOperandAccess(i), wide: isWide)
-            scratchGroup = nil
+            held.clobber(.scratch)
             e.store(.scratch, temporary(2))
             emitPushSlot()
             e.load(.scratch, temporary(2))
@@ -64,7 +64,7 @@ extension BlockTranslator {
             emitStackAdjust(Int32(stackBytes))
         } else {
             e.load(.scratch, slot, wide: isWide)
-            scratchGroup = nil
+            held.clobber(.scratch)
             e.store(.scratch, guestSlot(guest))
             emitStackAdjust(Int32(stackBytes))
         }
@@ -72,7 +72,7 @@ extension BlockTranslator {
 
     mutating func emitLeave() {
         e.load(.scratch, emitPopAccess(.rbp), wide: isWide)
-        scratchGroup = nil
+        held.clobber(.scratch)
         e.lea(.stack, .at(.rbp, Int32(stackBytes)), wide: isWide)
         e.move(.rbp, .scratch, wide: isWide)
     }
@@ -88,6 +88,17 @@ extension BlockTranslator {
     func temporary(_ index: Int) -> Emitter.Memory { .state(CPUState.temporariesOffset + index * 8) }
 
     // MARK: LEA
+
+    /// Whether LEA is translated without the scratch and the address register.
+    func leavesScratchAlone(_ i: DecodedInstruction) -> Bool {
+        typealias Operand = DecodedInstruction.MemoryOperand
+        let target = RegisterName(i.operand(0).register)
+        let memory = i.operand(1).memory
+        return i.addressWidth != 16 && target.width != 16 && HostRegister.holding(target.number) != nil
+            && memory.base != Operand.instructionPointer
+            && (memory.base == Operand.none || HostRegister.holding(memory.base) != nil)
+            && (memory.index == Operand.none || HostRegister.holding(memory.index) != nil)
+    }
 
     mutating func emitLea(_ i: DecodedInstruction) {
         let target = RegisterName(i.operand(0).register)
@@ -146,21 +157,34 @@ extension BlockTranslator {
             emitJump(toOffset: target, mayLink: true)
         case .callIndirect:
             emitIndirectTarget(i)
+            emitTargetCheck(i)
             e.store(.address, temporary(2))
             emitReturnAddress()
             e.load(.address, temporary(2))
             emitJumpToAddress()
         case .jumpIndirect:
             emitIndirectTarget(i)
+            emitTargetCheck(i)
             emitJumpToAddress()
         case .ret:
             e.load(.address, emitPopAccess(), wide: isWide)
+            emitTargetCheck(i)
             let extra = i.operand(0).kind == .immediate ? Int32(truncatingIfNeeded: i.operand(0).immediate & 0xFFFF) : 0
             emitStackAdjust(Int32(stackBytes) + extra)
             emitJumpToAddress()
         default:
             preconditionFailure("not a branch")
         }
+    }
+
+    /// Leaves to Swift if user code in 64-bit mode goes to an address outside the lower half. Added to the mode tag, the upper
+    /// bits of such an address could name another mode, and the jump cache lead to the kernel's blocks.
+    private mutating func emitTargetCheck(_ i: DecodedInstruction) {
+        guard mode.tlbMode == .user, mode.codeSize == .bits64 else { return }
+        e.pext(.scratch, .address, mask: .state(FlagMask.upperHalf.offset))
+        let isLow = e.jumpIfScratchZero()
+        addColdExit(e.jump(), swiftExit(i))
+        e.bindShort(isLow)
     }
 
     /// The target's distance from the page base. May be negative or beyond the page.
@@ -264,7 +288,7 @@ extension BlockTranslator {
     }
 
     /// Continues at the linear address in the address register, through the jump cache.
-    private mutating func emitJumpToAddress() {
+    mutating func emitJumpToAddress() {
         e.load(.scratch, .state(CPUState.modeTagOffset))
         e.lea(.address, .at(.address, plus: .scratch))
         if form.isLinked {

@@ -34,8 +34,37 @@ extension BlockTranslator {
         var isImplied = false
     }
 
+    private typealias Uses = InlineArray<16, Use>
+
+    /// The carriers of one instruction.
+    private struct Carriers {
+        private var elements = InlineArray<4, Carrier>(
+            repeating: Carrier(guest: 0, host: .scratch, isLoaded: false, isStored: false))
+        private(set) var count = 0
+
+        var isEmpty: Bool { count == 0 }
+
+        subscript(_ index: Int) -> Carrier { elements[index] }
+
+        mutating func append(_ carrier: Carrier) {
+            elements[count] = carrier
+            count += 1
+        }
+
+        /// The host register that carries `guest`.
+        func host(of guest: UInt8) -> HostRegister? {
+            for index in 0..<count where elements[index].guest == guest { return elements[index].host }
+            return nil
+        }
+
+        func uses(_ host: HostRegister) -> Bool {
+            for index in 0..<count where elements[index].host == host { return true }
+            return false
+        }
+    }
+
     mutating func emitCopy(_ i: DecodedInstruction) {
-        var uses = [Use](repeating: Use(), count: 16)
+        var uses = Uses(repeating: Use())
         var memoryOperand: DecodedInstruction.Operand?
         var hasHighByte = false
         for index in 0..<Int(i.operandCount) {
@@ -68,29 +97,33 @@ extension BlockTranslator {
                     isStack: isStackRelative(memoryOperand.memory))
             }
         }
-        var carriers: [Carrier] = []
+        var carriers = Carriers()
         let spill = allocate(&carriers, uses, hasHighByte: hasHighByte, memoryOperand)
         var fields = Fields()
         if memoryOperand != nil {
-            // An instruction that names AH…BH has no REX prefix.
-            if form != .bounce && (!carriers.isEmpty || hasHighByte && place.rexBits != 0) {
+            if form != .bounce && !carriers.isEmpty && (place.base == .scratch || place.index == .scratch) {
                 e.lea(.address, place)
                 place = .at(.address)
+                held.clobber(.address)
             }
             fields.memory = place
         }
-        if !carriers.isEmpty { scratchGroup = nil }
+        for index in 0..<carriers.count { held.clobber(carriers[index].host) }
         if let spill { e.store(spill, temporary(3)) }
-        for carrier in carriers where carrier.isLoaded { loadGuest(carrier.guest, into: carrier.host) }
+        for index in 0..<carriers.count where carriers[index].isLoaded {
+            loadGuest(carriers[index].guest, into: carriers[index].host)
+        }
         assign(&fields, i, carriers)
         emitEncoding(i, fields)
-        for carrier in carriers where carrier.isStored { storeGuest(carrier.host, to: carrier.guest) }
+        for index in 0..<carriers.count where carriers[index].isStored {
+            storeGuest(carriers[index].host, to: carriers[index].guest)
+        }
         if let spill { e.load(spill, temporary(3)) }
     }
 
     /// Chooses carriers. Returns a register that has to be saved around the instruction to serve as a third one.
     private func allocate(
-        _ carriers: inout [Carrier], _ uses: [Use], hasHighByte: Bool, _ memory: DecodedInstruction.Operand?
+        _ carriers: inout Carriers, _ uses: Uses, hasHighByte: Bool, _ memory: DecodedInstruction.Operand?
     ) -> HostRegister? {
         var isScratchFree = true
         var isAddressFree = memory == nil
@@ -118,7 +151,7 @@ extension BlockTranslator {
                 add(guest, .address)
                 isAddressFree = false
             } else if let memory, !memory.isWritten, uses[guest].isWrittenWhole, !uses[guest].isRead,
-                !carriers.contains(where: { $0.host == .address })
+                !carriers.uses(.address)
             {
                 // The address has been used when the result is written.
                 add(guest, .address)
@@ -132,15 +165,16 @@ extension BlockTranslator {
     }
 
     /// A host register that holds a guest register the instruction does not use.
-    private func spareRegister(_ uses: [Use]) -> HostRegister {
-        for guest in [3, 5, 7, 0, 2] where !uses[guest].isExplicit && !uses[guest].isImplied {
-            return HostRegister(number: UInt8(guest))
+    private func spareRegister(_ uses: Uses) -> HostRegister {
+        let homes: InlineArray = [3, 5, 7, 0, 2]
+        for i in homes.indices where !uses[homes[i]].isExplicit && !uses[homes[i]].isImplied {
+            return HostRegister(number: UInt8(homes[i]))
         }
         preconditionFailure("an instruction with this many registers is not copied")
     }
 
     /// Fills in the register fields.
-    private func assign(_ fields: inout Fields, _ i: DecodedInstruction, _ carriers: [Carrier]) {
+    private func assign(_ fields: inout Fields, _ i: DecodedInstruction, _ carriers: Carriers) {
         fields.reg = i.modrmReg
         fields.rm = i.modrmRM
         fields.vexV = i.vexV
@@ -150,8 +184,8 @@ extension BlockTranslator {
             let name = RegisterName(operand.register)
             var number = name.number
             if name.kind == .general {
-                if let carrier = carriers.first(where: { $0.guest == name.number }) {
-                    number = carrier.host.number
+                if let carrier = carriers.host(of: name.number) {
+                    number = carrier.number
                 } else {
                     number = HostRegister.holding(name.number)?.number ?? 0
                 }

@@ -12,6 +12,8 @@ extension BlockTranslator {
         case direction, page, large
         /// A bit offset that is not below 2^31; its unit; its place in the unit.
         case bitOffsetRange, unit32, unit64, bit32, bit64
+        /// The bits of an address that are clear in the lower half.
+        case upperHalf
 
         var offset: Int { CPUState.flagMasksOffset + rawValue * 8 }
 
@@ -29,6 +31,7 @@ extension BlockTranslator {
             case .unit32: 0x7FFF_FFE0
             case .unit64: 0x7FFF_FFC0
             case .bit32: 0x1F
+            case .upperHalf: ~0x7FFF_FFFF_FFFF
             case .bit64: 0x3F
             case .pushed: ~(RFlags.resume | RFlags.virtual8086 | RFlags.arithmetic)
             }

@@ -46,6 +46,9 @@ struct BlockTranslator {
         /// The number of the mode that differs in RFLAGS.AC, if translated code may change to it.
         var otherModeNumber: UInt8?
         var modeNumber: UInt8
+        /// Addresses of ``Trampolines/exit`` and ``Trampolines/fill``.
+        var exitRoutine: UInt64
+        var fillRoutine: UInt64
     }
 
     /// The table set in use where the translation stands; STAC and CLAC change it.
@@ -55,8 +58,8 @@ struct BlockTranslator {
     private var plan = AccessPlan()
     private var instructionIndex = 0
     private var accessNumber = 0
-    /// The group whose addend the scratch register holds.
-    var scratchGroup: Int?
+    /// The groups whose host addresses the scratch and the address register hold.
+    var held = HeldGroups()
 
     /// Slow paths, emitted behind the block.
     private var slowPaths: [SlowPath] = []
@@ -114,7 +117,9 @@ struct BlockTranslator {
                 BlockRecords.Point(address: e.address, guestOffset: UInt16(truncatingIfNeeded: offset)))
             switch instruction.kind {
             case .copy, .push, .pop, .nothing: break
-            default: scratchGroup = nil
+            case .conditional where !isLast: break
+            case .lea where leavesScratchAlone(instruction.decoded): break
+            default: held.clear()
             }
             if !isLast, instruction.kind == .conditional {
                 emitSideExit(instruction, next: instructions[index + 1].offset)
@@ -163,8 +168,8 @@ struct BlockTranslator {
 
     /// Leaves to the dispatcher.
     mutating func emitExit(_ word: UInt32) {
-        e.store(Int32(bitPattern: word), .state(CPUState.exitValueOffset), wide: false)
-        e.jump(through: .state(Trampolines.Slot.exit.offset))
+        e.push(Int32(bitPattern: word))
+        e.jump(to: bases.exitRoutine)
     }
 
     mutating func emitFallThrough(spans: Bool) {
@@ -190,8 +195,8 @@ struct BlockTranslator {
         }
         for path in slowPaths {
             e.bind(path.jump)
-            e.store(Int32(bitPattern: path.descriptor), .state(CPUState.exitValueOffset), wide: false)
-            e.call(through: .state(Trampolines.Slot.fill.offset))
+            e.push(Int32(bitPattern: path.descriptor))
+            e.call(to: bases.fillRoutine)
             e.jump(to: path.retry)
         }
     }
@@ -250,7 +255,16 @@ struct BlockTranslator {
         case .clearAccess where bases.otherModeNumber != nil:
             emitSetAccess(false)
             return true
-        case .swift, .setInterrupt, .setAccess, .clearAccess:
+        case .system:
+            emitSystem(i)
+            return true
+        case .syscall where form.isLinked && !mode.singleSteps:
+            emitSystemCall(i)
+            return false
+        case .sysret where form.isLinked && !mode.singleSteps && tlbMode == .supervisor:
+            emitSystemReturn(i)
+            return false
+        case .swift, .setInterrupt, .setAccess, .clearAccess, .syscall, .sysret:
             emitExit(swiftExit(i))
             return false
         default:
@@ -347,8 +361,7 @@ struct BlockTranslator {
         case register(GeneralRegister, Int32)
     }
 
-    /// Makes an access possible and returns where it goes on the host, in terms of the address and the scratch register
-    /// and perhaps a register that holds one of the guest's.
+    /// Makes an access possible and returns where it goes on the host, in terms of the address and the scratch register.
     mutating func emitAccess(
         _ place: Place, byteCount: Int, _ kind: SoftTLB.Kind, isStack: Bool
     ) -> Emitter.Memory {
@@ -356,7 +369,7 @@ struct BlockTranslator {
         accessNumber += 1
         guard let member else {
             emitLinear(place, adding: 0)
-            scratchGroup = nil
+            held.clear()
             emitLookup(byteCount: byteCount, kind, isStack: isStack)
             return .at(.address, plus: .scratch)
         }
@@ -364,40 +377,26 @@ struct BlockTranslator {
         if member.isLeader {
             emitLinear(place, adding: -member.offset)
             emitGroupLookup(group)
-            scratchGroup = member.group
-            return Emitter.Memory(base: .address, index: .scratch, displacement: Int32(member.offset))
+            held.clear()
+            held.hold(member.group, in: .scratch)
+        } else if held.register(of: member.group) == nil {
+            let register = held.victim
+            e.load(register, .state(group.slot))
+            held.hold(member.group, in: register)
         }
-        if var memory = directMemory(place) {
-            if scratchGroup != member.group { e.load(.scratch, .state(group.slot)) }
-            scratchGroup = member.group
-            memory.index = .scratch
-            return memory
-        }
-        emitLinear(place, adding: 0)
-        e.load(.scratch, .state(group.slot))
-        scratchGroup = member.group
-        return .at(.address, plus: .scratch)
-    }
-
-    /// The place as base and displacement, if it is no more.
-    private func directMemory(_ place: Place) -> Emitter.Memory? {
-        switch place {
-        case .register(let register, let displacement):
-            return HostRegister.holding(register.rawValue).map { .at($0, displacement) }
-        case .operand(let m, _):
-            guard m.index == DecodedInstruction.MemoryOperand.none, m.base < 16, m.segment != .fs, m.segment != .gs
-            else { return nil }
-            return HostRegister.holding(m.base).map { .at($0, Int32(truncatingIfNeeded: m.displacement)) }
-        }
+        return .at(held.use(member.group), Int32(member.offset))
     }
 
     /// Leaves the linear address of `place` plus `distance` in the address register.
     private mutating func emitLinear(_ place: Place, adding distance: Int) {
         switch place {
         case .register(let register, let displacement):
-            loadGuest(register.rawValue, into: .address)
-            if displacement + Int32(distance) != 0 || !isWide {
-                e.lea(.address, .at(.address, displacement + Int32(distance)), wide: isWide)
+            let displacement = displacement + Int32(distance)
+            if let host = HostRegister.holding(register.rawValue), displacement != 0 {
+                e.lea(.address, .at(host, displacement), wide: isWide)
+            } else {
+                loadGuest(register.rawValue, into: .address)
+                if displacement != 0 || !isWide { e.lea(.address, .at(.address, displacement), wide: isWide) }
             }
         case .operand(var m, let addressWidth):
             m.displacement += Int64(distance)
@@ -405,14 +404,15 @@ struct BlockTranslator {
         }
     }
 
-    /// Checks the bytes of `group`, which start at the address register, and leaves what has to be added to addresses in
-    /// the scratch register and the group's slot. The block is left for a plain one if the table does not have them.
+    /// Checks the bytes of `group`, which start at the address register, and leaves their host address in the scratch
+    /// register and the group's slot. The block is left for a plain one if the table does not have them.
     private mutating func emitGroupLookup(_ group: AccessPlan.Group) {
         emitCompare(byteCount: group.byteCount, group.kind)
         let hit = e.jumpIfScratchZero()
         addColdJump(ColdJump(jump: e.jump(), target: Int64(offset), form: .plain))
         e.bindShort(hit)
         emitAddend(group.kind)
+        e.lea(.scratch, .at(.address, plus: .scratch))
         e.store(.scratch, .state(group.slot))
     }
 
@@ -442,6 +442,45 @@ struct BlockTranslator {
         let descriptor = AccessDescriptor(offset: offset, byteCount: byteCount, kind: kind, isStack: isStack)
         slowPaths.append(SlowPath(jump: slow, retry: e.address, descriptor: descriptor.rawValue))
         emitAddend(kind)
+    }
+}
+
+/// Which groups' host addresses are in the two scratch registers.
+struct HeldGroups {
+    private var scratch: Int?
+    private var address: Int?
+    private var lastUsed = HostRegister.scratch
+
+    mutating func clear() {
+        scratch = nil
+        address = nil
+    }
+
+    /// `register` is about to hold something else.
+    mutating func clobber(_ register: HostRegister) {
+        if register == .scratch { scratch = nil }
+        if register == .address { address = nil }
+    }
+
+    func register(of group: Int) -> HostRegister? {
+        scratch == group ? .scratch : address == group ? .address : nil
+    }
+
+    /// The register to load another group into.
+    var victim: HostRegister {
+        if scratch == nil { return .scratch }
+        if address == nil { return .address }
+        return lastUsed == .scratch ? .address : .scratch
+    }
+
+    mutating func hold(_ group: Int, in register: HostRegister) {
+        if register == .scratch { scratch = group } else { address = group }
+    }
+
+    /// The register that holds `group`, which has to be held.
+    mutating func use(_ group: Int) -> HostRegister {
+        lastUsed = scratch == group ? .scratch : .address
+        return lastUsed
     }
 }
 

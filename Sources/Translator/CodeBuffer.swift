@@ -1,5 +1,6 @@
 import CHost
 import Glibc
+import Synchronization
 import SystemPackage
 
 /// Memory for translated code, mapped twice: writable for the translator, executable for the processors.
@@ -9,6 +10,10 @@ final class CodeBuffer {
     let writable: UnsafeMutableRawPointer
     let executable: UnsafeMutableRawPointer
     let byteCount: Int
+
+    /// Patches since the writable mapping was given back. Races lose counts, no more.
+    private let patchCount = Atomic<Int>(0)
+    private static var patchLimit: Int { 256 }
 
     /// - Throws: the errno of the failed mapping; `EACCES` where policy forbids executable memory.
     init(byteCount: Int) throws(Errno) {
@@ -62,5 +67,9 @@ final class CodeBuffer {
         let displacement = Int32(truncatingIfNeeded: Int64(bitPattern: target &- (place &+ 4)))
         // ORDERING: a single aligned store; processors see the old or the new target, both are valid blocks.
         (writable + offset).storeBytes(of: displacement, as: Int32.self)
+        // Each patch brings pages back into the writable mapping.
+        let count = patchCount.load(ordering: .relaxed) + 1
+        patchCount.store(count % Self.patchLimit, ordering: .relaxed)
+        if count == Self.patchLimit { release(0..<byteCount) }
     }
 }

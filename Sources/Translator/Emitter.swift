@@ -280,6 +280,18 @@ package struct Emitter {
         int32(Int32(truncatingIfNeeded: Int64(bitPattern: target &- (address &+ 4))))
     }
 
+    /// `call rel32` to a known executable address.
+    package mutating func call(to target: UInt64) {
+        byte(0xE8)
+        int32(Int32(truncatingIfNeeded: Int64(bitPattern: target &- (address &+ 4))))
+    }
+
+    /// Pushes a sign-extended 32-bit constant on the host's stack.
+    package mutating func push(_ value: Int32) {
+        byte(0x68)
+        int32(value)
+    }
+
     package mutating func jump(through memory: Memory) { legacy(wide: false, 0xFF, reg: 4, memory) }
     package mutating func call(through memory: Memory) { legacy(wide: false, 0xFF, reg: 2, memory) }
 

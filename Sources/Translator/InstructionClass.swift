@@ -14,6 +14,9 @@ enum InstructionClass {
     case setAccess, clearAccess
     case moveString, storeString, bitString, timeStamp
     case clearInterrupt, setInterrupt, clearDirection, setDirection, pushFlags, popFlags
+    /// Reads or changes system registers that translated code finds in the state; see `BlockTranslator+System`.
+    case system
+    case syscall, sysret
     /// Executed in Swift.
     case swift
 
@@ -119,6 +122,17 @@ extension DecodedInstruction {
         case ZYDIS_MNEMONIC_STI: return mode.isSystem ? .setInterrupt : .swift
         case ZYDIS_MNEMONIC_STAC: return mode.isSystem && mode.codeSize == .bits64 ? .setAccess : .swift
         case ZYDIS_MNEMONIC_CLAC: return mode.isSystem && mode.codeSize == .bits64 ? .clearAccess : .swift
+        case ZYDIS_MNEMONIC_SWAPGS: return mode.isSystem && mode.codeSize == .bits64 ? .system : .swift
+        case ZYDIS_MNEMONIC_RDFSBASE, ZYDIS_MNEMONIC_RDGSBASE:
+            return mode.allowsBaseAccess && mode.codeSize == .bits64 ? .system : .swift
+        case ZYDIS_MNEMONIC_MOV where operand(1).kind == .register && mode.isSystem && mode.codeSize == .bits64:
+            switch operand(1).register {
+            case ZYDIS_REGISTER_CR0, ZYDIS_REGISTER_CR2, ZYDIS_REGISTER_CR3, ZYDIS_REGISTER_CR4: return .system
+            default: return isCopiedInteger ? .copy : .swift
+            }
+        case ZYDIS_MNEMONIC_SYSCALL: return mode.codeSize == .bits64 && mode.tlbMode == .user ? .syscall : .swift
+        case ZYDIS_MNEMONIC_SYSRET:
+            return mode.codeSize == .bits64 && mode.isSystem && operandWidth == 64 ? .sysret : .swift
         case ZYDIS_MNEMONIC_CLD: return .clearDirection
         case ZYDIS_MNEMONIC_STD: return .setDirection
         case ZYDIS_MNEMONIC_PUSHF, ZYDIS_MNEMONIC_PUSHFQ, ZYDIS_MNEMONIC_PUSHFD:
@@ -196,6 +210,23 @@ extension DecodedInstruction {
             return encoding == .legacy || opcodeMap <= 3
         default:
             return category == ZYDIS_CATEGORY_CMOV || category == ZYDIS_CATEGORY_SETCC
+        }
+    }
+    /// Whether a memory operand that is not aligned to its size raises #GP on every host. For the SHA extensions, the
+    /// makers' processors differ.
+    ///
+    /// > Source: Intel SDM volume 1, section 4.1.1; volume 2, tables 2-18 to 2-21.
+    var needsAlignedMemory: Bool {
+        switch mnemonic {
+        case ZYDIS_MNEMONIC_CMPXCHG16B, ZYDIS_MNEMONIC_VMOVAPS, ZYDIS_MNEMONIC_VMOVAPD, ZYDIS_MNEMONIC_VMOVDQA,
+            ZYDIS_MNEMONIC_VMOVNTPS, ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA:
+            return true
+        case ZYDIS_MNEMONIC_MOVUPS, ZYDIS_MNEMONIC_MOVUPD, ZYDIS_MNEMONIC_MOVDQU, ZYDIS_MNEMONIC_LDDQU,
+            ZYDIS_MNEMONIC_PCMPESTRI, ZYDIS_MNEMONIC_PCMPESTRM, ZYDIS_MNEMONIC_PCMPISTRI,
+            ZYDIS_MNEMONIC_PCMPISTRM:
+            return false
+        default:
+            return encoding == .legacy && unit == .sse && isaSet != ZYDIS_ISA_SET_SHA
         }
     }
 }

@@ -8,7 +8,7 @@ import X86
 extension Processor {
     /// Executes the instruction at RIP and raises what debug exceptions it causes: an instruction breakpoint before it, data
     /// breakpoints and the single-step trap behind it. No trap follows an instruction that faulted, an interrupt instruction
-    /// (whose handler must not be trapped), or one that shadows the next.
+    /// (whose handler must not be trapped), one that shadows the next, or a SYSCALL that clears the trap flag.
     func stepWithTraps(_ step: (DecodedInstruction) -> RunResult?) -> RunResult? {
         let start = state.rip
         let isStepping = mode.singleSteps
@@ -32,9 +32,11 @@ extension Processor {
         executedInterrupt = false
         let result = step(instruction)
         let isReturn = instruction.category == ZYDIS_CATEGORY_RET && instruction.mnemonic != ZYDIS_MNEMONIC_RET
-        if wasResumed, !isReturn { state.systemFlags &= ~RFlags.resume }
+        let isRepeating = state.rip == start && instruction.hasRepeat
+        if wasResumed, !isReturn, !isRepeating { state.systemFlags &= ~RFlags.resume }
         if result != nil && result != .halted || system.pendingEvent != nil { return result }
-        if isStepping, !executedInterrupt, !isInShadow, state.rip != start || mode.singleSteps {
+        let isMasked = instruction.mnemonic == ZYDIS_MNEMONIC_SYSCALL && !mode.singleSteps
+        if isStepping, !executedInterrupt, !isInShadow, !isMasked, state.rip != start || mode.singleSteps {
             causes |= DebugRegister.singleStep
         }
         if causes != 0 { system.pendingEvent = PendingEvent(.debug(causes)) }

@@ -48,7 +48,6 @@ extension Processor {
         switch walk.translate(linear, access, pagingContext) {
         case .translated(let found): translation = found
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
-        case .noMemory(let address): throw .hostMemory(address)
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
         guard let slot = memory.lookup(frame, addressSpace: 0) else {
@@ -248,29 +247,21 @@ extension Processor {
 
     /// The answer to `request`, if the client has given it for this instruction; otherwise asks.
     func clientAccess(_ request: ClientRequest) throws(GuestFault) -> UInt64 {
-        if usedClientAccesses < clientAccesses.count {
-            let access = clientAccesses[usedClientAccesses]
-            usedClientAccesses += 1
-            return access.value
-        }
+        if let answer = clientAnswers.next() { return answer }
         pendingClientRequest = request
         throw .needsClient
     }
 
     /// The client's answer to the read that ``run()`` last asked for; writes are acknowledged with 0.
     public func answerClientRead(_ value: UInt64) {
-        guard let request = pendingClientRequest else { return }
+        guard pendingClientRequest != nil else { return }
         pendingClientRequest = nil
-        clientAccesses.append((request, value))
+        clientAnswers.append(value)
     }
 
     /// Forgets the client's answers: what they were given for is complete. String instructions call it after each
     /// completed iteration.
-    public func commitClientAccesses() {
-        if clientAccesses.isEmpty { return }
-        clientAccesses.removeAll(keepingCapacity: true)
-        usedClientAccesses = 0
-    }
+    public func commitClientAccesses() { clientAnswers.removeAll() }
 
     /// Port input: from the core's devices, or from the client's answer; throws `.needsClient` if there is none yet.
     public func readPort(_ port: UInt16, byteCount: Int) throws(GuestFault) -> UInt32 {
@@ -328,7 +319,7 @@ extension Processor {
             rawValue: state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self))
         let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
         missFault = nil
-        followModeTag()
+        followTranslatedCode()
         do throws(GuestFault) {
             let address = try normalized(linear)
             if Int(address & 0xFFF) + descriptor.byteCount <= 4096,
@@ -340,6 +331,12 @@ extension Processor {
             missFault = descriptor.isStack && error == .generalProtection() ? .exception(.stack()) : error
         }
         setRIP(fromOffset: descriptor.offset)
+        // The operand's alignment is checked before its page.
+        if descriptor.byteCount > 8, linear & UInt64(descriptor.byteCount - 1) != 0,
+            let instruction = try? decodeCurrent(), instruction.needsAlignedMemory
+        {
+            missFault = .generalProtection()
+        }
         return 1
     }
 

@@ -16,14 +16,25 @@ extension Processor {
         followCacheResets()
         foundCode = 0
         mirrorTimeStamp()
+        mirrorSystem()
         while true {
             if let event = system.pendingEvent {
                 system.pendingEvent = nil
-                if let result = deliverWithEscalation(event) { return result }
+                let result = deliverWithEscalation(event)
+                mirrorSystem()
+                if let result { return result }
                 commitClientAccesses()
                 continue
             }
-            if hasAttention || wantsInterruptWindow && canAcceptInterrupt {
+            if isCompletingAccess, let instruction = instructionToComplete {
+                do throws(GuestFault) {
+                    if let result = try complete(instruction) { return result }
+                } catch {
+                    if let result = handle(error) { return result }
+                }
+                continue
+            }
+            if hasAttention || wantsInterruptWindow && (canAcceptInterrupt || isInShadow) {
                 // An instruction in the shadow of STI or MOV SS is executed before anything else happens, and so is one
                 // whose access the client has answered.
                 if !isInShadow && !isCompletingAccess { return .attention }
@@ -54,30 +65,36 @@ extension Processor {
     func handle(_ fault: GuestFault) -> RunResult? {
         switch fault {
         case .exception(let exception):
-            clientAccesses.removeAll()
-            usedClientAccesses = 0
+            clientAnswers.removeAll()
             system.pendingEvent = PendingEvent(exception)
             return nil
         case .needsClient:
-            usedClientAccesses = 0
-            return pendingClientRequest.map { .needsClient($0) } ?? .emulationFailure
+            return askClient()
         case .shutdown: return .shutdown
+        case .notExecutable: return .emulationFailure
         case .hostMemory(let address): return .hostMemory(address)
         }
+    }
+
+    /// The exit for an access that only the client can make.
+    func askClient() -> RunResult {
+        clientAnswers.rewind()
+        guard let request = pendingClientRequest else { return .emulationFailure }
+        return .needsClient(request)
     }
 
     // MARK: Exits
 
     private func handleExit(_ word: UInt32) throws(GuestFault) -> RunResult? {
-        followModeTag()
+        followTranslatedCode()
         let value = Int(word & Trampolines.exitValueMask)
         switch Trampolines.Exit(rawValue: word >> Trampolines.exitShift) {
         case .attention:
             setRIP(fromOffset: value)
         case .instruction:
-            let record = cache.instruction(at: value)
-            setRIP(fromOffset: Int(record.pointee.offset))
-            return try executeInSwift(record.pointee)
+            let site = cache.instruction(at: value)
+            setRIP(fromOffset: site.offset)
+            return try executeInSwift(site.instruction)
         case .link:
             let site = cache.linkSite(at: value)
             setRIP(fromOffset: Int(site.targetOffset))
@@ -136,10 +153,9 @@ extension Processor {
         if let page = tlb.lookupFetch(linear, isUser: isUser) { return page | linear & 0xFFF }
         switch walk.translate(linear, PageAccess(.execute, isUser: isUser), pagingContext) {
         case .translated(let translation):
-            tlb.insertFetch(linear, isUser: isUser, physical: translation.physical)
+            tlb.insertFetch(linear, isUser: isUser, translation: translation)
             return translation.physical | linear & 0xFFF
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
-        case .noMemory(let address): throw .hostMemory(address)
         }
     }
 
@@ -182,14 +198,14 @@ extension Processor {
         _ linear: UInt64, _ physical: UInt64, _ form: BlockTranslator.Form
     ) throws(GuestFault) -> TranslationCache.Block? {
         let page = physical >> 12
-        guard let host = hostPage(page) else { throw fetchFromDevice(physical) }
+        guard let host = hostPage(page) else { throw .notExecutable }
         if try guardIfNeeded(page) { return nil }
         let offset = Int(physical & 0xFFF)
         // An instruction that runs into the next page is a block of its own.
         var second: (page: UInt64, host: UnsafeMutableRawPointer)?
         if case .truncated = decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
             let next = try fetchPhysical(nextPage(linear)) >> 12
-            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            guard let nextHost = hostPage(next) else { throw .notExecutable }
             if try guardIfNeeded(next) { return nil }
             second = (next, nextHost)
         }
@@ -226,9 +242,6 @@ extension Processor {
         return memory.lookup(frame, addressSpace: 0)?.pointee.hostPointer(for: frame)
     }
 
-    /// Code cannot be fetched from a device: KVM reports an emulation failure; so do we.
-    private func fetchFromDevice(_ physical: UInt64) -> GuestFault { .hostMemory(physical) }
-
     /// Decodes from `offset` until the block ends. The second result tells that the next instruction runs into the next
     /// page.
     private func decodeBlock(
@@ -246,7 +259,7 @@ extension Processor {
                 switch classified.kind {
                 case .copy, .nothing, .lea, .push, .pop, .leave, .clearInterrupt, .setInterrupt, .clearDirection,
                     .setDirection, .pushFlags, .popFlags, .setAccess, .clearAccess, .moveString, .storeString,
-                    .bitString, .timeStamp:
+                    .bitString, .timeStamp, .system:
                     break
                 case .conditional where form == .block:
                     if position + Int(truncatingIfNeeded: Int64(bitPattern: instruction.operand(0).immediate)) == offset {
@@ -303,31 +316,32 @@ extension Processor {
     func decodeCurrent() throws(GuestFault) -> DecodedInstruction {
         let linear = try currentLinear()
         let physical = try fetchPhysical(linear)
-        guard let host = hostPage(physical >> 12) else { throw fetchFromDevice(physical) }
+        guard let host = hostPage(physical >> 12) else { throw .notExecutable }
         let offset = Int(physical & 0xFFF)
         switch decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
         case .instruction(let instruction): return instruction
         case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
         case .truncated:
             let next = try fetchPhysical(nextPage(linear)) >> 12
-            guard let nextHost = hostPage(next) else { throw fetchFromDevice(next << 12) }
+            guard let nextHost = hostPage(next) else { throw .notExecutable }
             return decodeSpanning(host, offset, nextHost)
         }
     }
 
     /// Executes an instruction that is not translated. RIP is at the instruction.
-    private func executeInSwift(_ instruction: SwiftInstruction) throws(GuestFault) -> RunResult? {
-        let i = instruction.decoded
+    private func executeInSwift(_ pointer: UnsafePointer<SwiftInstruction>) throws(GuestFault) -> RunResult? {
+        remember(pointer, isCopied: false)
+        let i = pointer.pointee.decoded
         if i.encoding == .other || i.mnemonic == ZYDIS_MNEMONIC_INVALID {
             throw i.opcode == 1 && i.mnemonic == ZYDIS_MNEMONIC_INVALID
                 ? .exception(.generalProtection(0)) : .exception(.invalidOpcode)
         }
-        if instruction.unit != .integer { try checkUnit(i, instruction.unit) }
+        if pointer.pointee.unit != .integer { try checkUnit(i, pointer.pointee.unit) }
         let wasShadowed = system.interruptShadow
         system.interruptShadow = false
         do throws(GuestFault) {
             let isKnown =
-                instruction.needsFloatingPoint
+                pointer.pointee.needsFloatingPoint
                 ? try withFloatingPointInState { () throws(GuestFault) in
                     try executeInstruction(i) ? true : try executeSystem(i)
                 }
@@ -344,6 +358,7 @@ extension Processor {
             if !watchesMemory { state.systemFlags &= ~RFlags.resume }
         default: break
         }
+        mirrorSystem()
         executedInterrupt = i.category == ZYDIS_CATEGORY_INTERRUPT
         commitClientAccesses()
         if system.interruptShadow { shadowRIP = state.rip }
@@ -385,6 +400,33 @@ extension Processor {
         }
     }
 
+    // MARK: Completing accesses of the client
+
+    /// Notes what is executed now, for the case that it needs the client.
+    private func remember(_ instruction: UnsafePointer<SwiftInstruction>, isCopied: Bool) {
+        lastInstruction = instruction
+        lastIsCopied = isCopied
+        lastPlace = InstructionPlace(rip: state.rip, modeNumber: modeNumber, epoch: seenEpoch)
+    }
+
+    private func loose(_ instruction: DecodedInstruction) -> UnsafePointer<SwiftInstruction> {
+        looseInstruction.pointee = SwiftInstruction(instruction, offset: 0)
+        return UnsafePointer(looseInstruction)
+    }
+
+    /// The instruction whose access the client has answered: it is completed as it was fetched, even if its bytes have
+    /// changed since. nil if the client has moved RIP, or traps have to be looked after.
+    private var instructionToComplete: UnsafePointer<SwiftInstruction>? {
+        let here = InstructionPlace(rip: state.rip, modeNumber: modeNumber, epoch: seenEpoch)
+        guard lastPlace == here, !mode.singleSteps, !watchesMemory else { return nil }
+        return lastInstruction
+    }
+
+    private func complete(_ instruction: UnsafePointer<SwiftInstruction>) throws(GuestFault) -> RunResult? {
+        foundCode = 0
+        return lastIsCopied ? try executeThroughBounce(instruction.pointee.decoded) : try executeInSwift(instruction)
+    }
+
     /// Executes exactly the instruction at RIP.
     private func step() -> RunResult? {
         do throws(GuestFault) {
@@ -401,7 +443,7 @@ extension Processor {
             let kind = instruction.translationClass(in: mode)
             // Under single stepping each iteration of a string instruction is trapped.
             if kind == .swift || kind == .moveString || kind == .storeString {
-                return try executeInSwift(SwiftInstruction(instruction, offset: 0))
+                return try executeInSwift(loose(instruction))
             }
             let code = try findBlock(.step).code
             system.interruptShadow = false
@@ -417,8 +459,10 @@ extension Processor {
     private func executeSlowly() throws(GuestFault) -> RunResult? {
         let instruction = try decodeCurrent()
         switch instruction.translationClass(in: mode) {
-        case .copy: return try executeThroughBounce(instruction)
-        default: return try executeInSwift(SwiftInstruction(instruction, offset: 0))
+        case .copy:
+            remember(loose(instruction), isCopied: true)
+            return try executeThroughBounce(instruction)
+        default: return try executeInSwift(loose(instruction))
         }
     }
 
@@ -465,7 +509,8 @@ extension Processor {
         if operand.isRead || i.unit == .x87 { try readBytes(linear, into: buffer) }
         let code = try findBlock(.bounce).code
         let start = state.rip
-        let registers = GeneralRegister.allCases.map { state[$0] }
+        var registers = InlineArray<16, UInt64>(repeating: 0)
+        for index in registers.indices { registers[index] = state[GeneralRegister(index: index)] }
         let flags = state.arithmeticFlags
         state.base.storeBytes(
             of: UInt64(UInt(bitPattern: buffer.baseAddress)), toByteOffset: CPUState.temporariesOffset + 8,
@@ -477,7 +522,7 @@ extension Processor {
                 try writeBytes(linear, from: UnsafeRawBufferPointer(buffer))
             } catch {
                 // The instruction will be executed again.
-                for (register, value) in zip(GeneralRegister.allCases, registers) { state[register] = value }
+                for index in registers.indices { state[GeneralRegister(index: index)] = registers[index] }
                 state.arithmeticFlags = flags
                 state.rip = start
                 throw error

@@ -27,15 +27,25 @@ public final class Processor {
     var modeNumber: UInt8 = 0
     /// The number of the mode with the other RFLAGS.AC, in 64-bit mode at CPL 0.
     var otherModeNumber: UInt8?
+    /// The numbers of this mode's supervisor and user sides, in 64-bit code at CPL 0 or 3: what SYSCALL and SYSRET lead to.
+    private(set) var privilegeModes: (supervisor: UInt8, user: UInt8)?
+    private var selectedFamily: TranslationMode?
+    private var family: ModeFamily?
     private var knownModes: [(mode: TranslationMode, number: UInt8)] = []
-    private var seenEpoch: UInt64 = 0
+    private(set) var seenEpoch: UInt64 = 0
 
     /// The fault of the last access that translated code gave up on.
     var missFault: GuestFault?
-    /// What the client has answered for the instruction being executed, and how much of it has been used.
-    var clientAccesses: [(request: ClientRequest, value: UInt64)] = []
-    var usedClientAccesses = 0
+    var clientAnswers = ClientAnswers()
     var pendingClientRequest: ClientRequest?
+    /// The instruction that was executed in Swift last, valid until the cache of blocks is reset; what an answer of the
+    /// client completes.
+    var lastInstruction: UnsafePointer<SwiftInstruction>?
+    var lastPlace = InstructionPlace()
+    /// It runs on a bounce buffer.
+    var lastIsCopied = false
+    /// Where an instruction that has no record in the cache is put.
+    let looseInstruction = UnsafeMutablePointer<SwiftInstruction>.allocate(capacity: 1)
     /// The code for the instruction at RIP, if the last exit found it; otherwise 0.
     var foundCode: UInt64 = 0
     /// A breakpoint is enabled in DR7.
@@ -53,7 +63,10 @@ public final class Processor {
         }
     }
 
-    private typealias EnterRoutine = @convention(c) (UnsafeMutableRawPointer, UInt64) -> Void
+    /// What GS base holds inside ``withGuestControl(_:)``. Writing the register costs 30 cycles.
+    private var loadedBase: UnsafeMutableRawPointer
+
+    private typealias EnterRoutine = @convention(c) (UInt64) -> Void
     private typealias PlainRoutine = @convention(c) () -> Void
 
     /// - Parameters:
@@ -68,6 +81,8 @@ public final class Processor {
         walk = GuestWalk(memory: memory)
         tlb = try SoftTLB()
         state = tlb.state
+        loadedBase = tlb.activeBase
+        looseInstruction.initialize(to: SwiftInstruction(DecodedInstruction(), offset: 0))
         // SAFETY: the address is that of a routine with this signature in the cache's buffer, which `cache` keeps alive.
         enterRoutine = unsafeBitCast(UInt(cache.trampolines.enter), to: EnterRoutine.self)
         let handler: @convention(c) (UnsafeMutableRawPointer) -> Int32 = { base in Processor.handleMiss(base) }
@@ -83,7 +98,10 @@ public final class Processor {
         reset()
     }
 
-    deinit { decoder.destroy() }
+    deinit {
+        decoder.destroy()
+        looseInstruction.deallocate()
+    }
 
     /// Puts the processor into its state after RESET (or INIT, which keeps the vector registers and some others).
     /// > Source: APM volume 2, section 14.1.3.
@@ -100,8 +118,7 @@ public final class Processor {
         state.mxcsr = 0x1F80
         isX87Live = false
         for segment in SegmentRegister.allCases { state.setSegmentBase(segment, system[segment].base) }
-        clientAccesses.removeAll()
-        usedClientAccesses = 0
+        clientAnswers.removeAll()
         pendingClientRequest = nil
         wantsInterruptWindow = false
         tlb.flushAll()
@@ -124,10 +141,10 @@ public final class Processor {
     /// Runs `body` with GS base at the state, the guest's MXCSR loaded, and puts the host's back.
     func withGuestControl<Result>(_ body: () -> Result) -> Result {
         let hostBase = martlet_rdgsbase()
-        martlet_wrgsbase(UInt64(UInt(bitPattern: state.base)))
+        loadedBase = tlb.activeBase
+        martlet_wrgsbase(UInt64(UInt(bitPattern: loadedBase)))
         call(cache.trampolines.loadControl)
         let result = body()
-        martlet_wrgsbase(UInt64(UInt(bitPattern: state.base)))
         saveX87()
         call(cache.trampolines.saveControl)
         martlet_wrgsbase(hostBase)
@@ -171,7 +188,12 @@ public final class Processor {
     /// Runs the block at `code` until it leaves.
     /// - Returns: the exit word.
     func enter(_ code: UInt64) -> UInt32 {
-        enterRoutine(tlb.activeBase, code)
+        let base = tlb.activeBase
+        if base != loadedBase {
+            loadedBase = base
+            martlet_wrgsbase(UInt64(UInt(bitPattern: base)))
+        }
+        enterRoutine(code)
         return state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self)
     }
 
@@ -181,6 +203,7 @@ public final class Processor {
         guard epoch != seenEpoch else { return }
         seenEpoch = epoch
         knownModes.removeAll()
+        family = nil
         tlb.dropAllJumps()
         modeDidChange()
     }
@@ -211,25 +234,71 @@ public final class Processor {
         mode.isProtected = system.isProtectedMode
         mode.isSystem = system.cpl == 0
         mode.allowsTimeStamp = system.cpl == 0 || system.cr4 & CR4.timeStampDisable == 0
+        mode.allowsBaseAccess = system.cr4 & CR4.fsgsbase != 0
         if !is64 {
             for segment in SegmentRegister.allCases where state.segmentBase(segment) != 0 {
                 mode.setBase(segment, true)
             }
         }
         watchesMemory = system.dr7 & DebugRegister.breakpointEnables != 0
-        guard mode != self.mode || knownModes.isEmpty else { return }
+        let key = is64 && (system.cpl == 0 || system.cpl == 3) ? familyKey(mode) : nil
+        guard mode != self.mode || key != selectedFamily || knownModes.isEmpty else { return }
         self.mode = mode
-        modeNumber = number(of: mode)
-        // Translated code changes between these two by itself.
-        otherModeNumber = nil
-        if mode.isSystem && is64 {
-            var other = mode
-            other.tlbMode = mode.tlbMode == .supervisor ? .supervisorOverride : .supervisor
-            otherModeNumber = number(of: other)
-            // Numbering the other one may have reset the cache.
+        selectedFamily = key
+        selectNumbers()
+        tlb.selectMode(number: modeNumber, isUser: system.cpl == 3)
+        mirrorSystem()
+    }
+
+    private func familyKey(_ mode: TranslationMode) -> TranslationMode {
+        var key = mode
+        key.isSystem = false
+        key.tlbMode = .user
+        key.allowsTimeStamp = system.cr4 & CR4.timeStampDisable == 0
+        return key
+    }
+
+    /// Numbers the mode, and those that translated code changes to by itself.
+    private func selectNumbers() {
+        guard let selectedFamily else {
             modeNumber = number(of: mode)
+            otherModeNumber = nil
+            privilegeModes = nil
+            return
         }
-        tlb.selectMode(number: UInt64(modeNumber))
+        let family = family?.key == selectedFamily ? family! : numberedFamily(selectedFamily)
+        self.family = family
+        switch mode.tlbMode {
+        case .user: (modeNumber, otherModeNumber) = (family.user, nil)
+        case .supervisor: (modeNumber, otherModeNumber) = (family.supervisor, family.override)
+        case .supervisorOverride: (modeNumber, otherModeNumber) = (family.override, family.supervisor)
+        }
+        privilegeModes = (family.supervisor, family.user)
+    }
+
+    /// The modes of 64-bit code that differ in nothing but CPL (0 or 3) and RFLAGS.AC.
+    private struct ModeFamily {
+        /// The mode at CPL 3.
+        var key: TranslationMode
+        var supervisor: UInt8
+        var override: UInt8
+        var user: UInt8
+    }
+
+    private func numberedFamily(_ key: TranslationMode) -> ModeFamily {
+        var supervisor = key
+        supervisor.isSystem = true
+        supervisor.allowsTimeStamp = true
+        supervisor.tlbMode = .supervisor
+        var override = supervisor
+        override.tlbMode = .supervisorOverride
+        while true {
+            let epoch = seenEpoch
+            let result = ModeFamily(
+                key: key, supervisor: number(of: supervisor), override: number(of: override), user: number(of: key))
+            // Numbering one of them may have reset the cache.
+            if epoch == seenEpoch { return result }
+        }
     }
 
     private func number(of mode: TranslationMode) -> UInt8 {
@@ -242,6 +311,7 @@ public final class Processor {
             platform.withOthersPaused { cache.reset() }
             seenEpoch = cache.epoch.load(ordering: .acquiring)
             knownModes.removeAll()
+            family = nil
             tlb.dropAllJumps()
         }
     }
@@ -284,10 +354,19 @@ public final class Processor {
 
     /// The client has answered an access of the instruction at RIP, which has not used all answers yet. Nothing is
     /// delivered before it is complete: it would make the access twice.
-    public var isCompletingAccess: Bool { !clientAccesses.isEmpty }
+    public var isCompletingAccess: Bool { !clientAnswers.isEmpty }
 
     /// STI or a load of SS was the previous instruction.
     var isInShadow: Bool { system.interruptShadow && state.rip == shadowRIP }
+
+    /// Whether the instruction at RIP is executed before any interrupt is accepted, as behind STI.
+    public var hasInterruptShadow: Bool {
+        get { isInShadow }
+        set {
+            system.interruptShadow = newValue
+            shadowRIP = state.rip
+        }
+    }
 
     // MARK: Flushes
 
@@ -311,6 +390,13 @@ public final class Processor {
     var currentContext: UInt16 {
         system.cr4 & CR4.processContextIdentifiers != 0 ? UInt16(system.cr3 & 0xFFF) : 0
     }
+}
+
+/// Where an instruction was executed.
+struct InstructionPlace: Equatable {
+    var rip: UInt64 = 0
+    var modeNumber: UInt8 = 0
+    var epoch: UInt64 = 0
 }
 
 /// In whose name memory is accessed.

@@ -1,5 +1,6 @@
 import CHost
 import Glibc
+import MMU
 import Synchronization
 import SystemPackage
 import X86
@@ -20,7 +21,9 @@ import X86
 /// lie in it (nor in the byte before it, because i XOR 2 is never i + 1).
 ///
 /// **Jump entries.** A tag is minus (linear target + mode tag << 48). The mode tag joins the translation mode and a
-/// generation, so that forgetting everything is one increment. Empty entries use the same trick as data entries.
+/// generation, so that forgetting everything is one increment. User modes and the others have generations of their own: the
+/// kernel's code lies in global pages as a rule and outlives the flushes of an address space. Empty entries use the same
+/// trick as data entries.
 ///
 /// **Who writes.** Only the vCPU's thread fills and clears. Others ask it to (``ProcessorRequests``).
 final class SoftTLB {
@@ -55,17 +58,88 @@ final class SoftTLB {
         var pcid: UInt16 = 0
         var isUsed = false
         var lastUse: UInt64 = 0
-        var generation: UInt64 = 0
-        /// Entries filled since the last flush, so that a flush costs what was filled.
-        var log: UnsafeMutablePointer<UInt32>
+        /// The data entries filled since the last flush, so that a flush costs what was filled. Each entry is in it once.
+        let log: UnsafeMutablePointer<UInt16>
         var logCount = 0
-        /// Bloom filters: 2 MiB and 1 GiB regions with fragments of large pages; pages with jump or fetch entries.
-        var largeRegions: UInt64 = 0
-        var hugeRegions: UInt64 = 0
-        var codePages: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+        /// ``EntryMark``s of each data entry.
+        let marks: UnsafeMutablePointer<UInt8>
+        /// Where data entries, and jump or fetch entries, are fragments of large pages.
+        var largeData = LargeRegions()
+        var largeCode = LargeRegions()
+        var userCode = CodeMemory()
+        var systemCode = CodeMemory()
     }
 
-    private static var logCapacity: Int { 4096 }
+    /// Bloom filters of the 2 MiB and 1 GiB regions with large pages, one for each half of the address space: the kernel's
+    /// half is full of them.
+    private struct LargeRegions {
+        private var large: (UInt64, UInt64) = (0, 0)
+        private var huge: (UInt64, UInt64) = (0, 0)
+
+        mutating func note(_ linear: UInt64, pageShift: UInt8) {
+            if pageShift <= 12 { return }
+            let largeBit: UInt64 = 1 << (linear >> 21 & 63)
+            let hugeBit: UInt64 = pageShift >= 30 ? 1 << (linear >> 30 & 63) : 0
+            if linear >> 63 == 0 {
+                large.0 |= largeBit
+                huge.0 |= hugeBit
+            } else {
+                large.1 |= largeBit
+                huge.1 |= hugeBit
+            }
+        }
+
+        func mayHoldHuge(_ linear: UInt64) -> Bool {
+            (linear >> 63 == 0 ? huge.0 : huge.1) >> (linear >> 30 & 63) & 1 != 0
+        }
+
+        func mayHold(_ linear: UInt64) -> Bool {
+            (linear >> 63 == 0 ? large.0 : large.1) >> (linear >> 21 & 63) & 1 != 0 || mayHoldHuge(linear)
+        }
+    }
+
+    /// What is known about jump and fetch entries of user modes, or of the others.
+    private struct CodeMemory {
+        var generation: UInt64 = 0
+        /// Code lies in a page that is not global.
+        var hasLocalPages = false
+        /// A Bloom filter of the pages with entries.
+        let pages = UnsafeMutablePointer<UInt64>.allocate(capacity: Self.wordCount)
+
+        static var wordCount: Int { 128 }
+
+        init() { pages.initialize(repeating: 0, count: Self.wordCount) }
+
+        private static func bit(_ linear: UInt64) -> (word: Int, bit: UInt64) {
+            let hash = (linear >> 12) &* 0x9E37_79B9_7F4A_7C15
+            return (Int(hash >> 57), 1 << (hash >> 51 & 63))
+        }
+
+        mutating func note(_ linear: UInt64) {
+            let (word, bit) = Self.bit(linear)
+            pages[word] |= bit
+        }
+
+        func mayHold(_ linear: UInt64) -> Bool {
+            let (word, bit) = Self.bit(linear)
+            return pages[word] & bit != 0
+        }
+
+        mutating func forget() {
+            generation += 1
+            hasLocalPages = false
+            pages.update(repeating: 0, count: Self.wordCount)
+        }
+    }
+
+    private enum EntryMark {
+        /// The entry is in the log.
+        static var logged: UInt8 { 1 }
+        static var global: UInt8 { 2 }
+    }
+
+    /// Data entries of all modes and kinds, each of which has a number: mode, kind and index.
+    private static var numberCount: Int { Mode.allCases.count * 2 * entryCount }
     private static var fetchEntryCount: Int { 512 }
 
     private struct FetchEntry {
@@ -81,7 +155,12 @@ final class SoftTLB {
     private(set) var current = 0
     private var useCounter: UInt64 = 0
     /// The number the cache of blocks gave the current translation mode, below 128.
-    private var modeNumber: UInt64 = 0
+    private var modeNumber: UInt8 = 0
+    private var isUserMode = false
+    /// See ``selectPrivilegeModes(_:allowsCall:allowsReturn:)``.
+    private var privilegeModes: (supervisor: UInt8, user: UInt8)?
+    private var allowsCall = false
+    private var allowsReturn = false
 
     /// The state page, at its canonical address.
     let state: CPUState
@@ -109,11 +188,14 @@ final class SoftTLB {
             }
         }
         area = reserved
+        activeBase = reserved
         state = CPUState(base: reserved)
         fetchEntries = .allocate(capacity: Self.fetchEntryCount * Self.partitionCount)
         fetchEntries.initialize(repeating: FetchEntry(), count: Self.fetchEntryCount * Self.partitionCount)
         partitions = (0..<Self.partitionCount).map { _ in
-            Partition(log: .allocate(capacity: Self.logCapacity))
+            let marks = UnsafeMutablePointer<UInt8>.allocate(capacity: Self.numberCount)
+            marks.initialize(repeating: 0, count: Self.numberCount)
+            return Partition(log: .allocate(capacity: Self.numberCount), marks: marks)
         }
         partitions[0].isUsed = true
         reset(0)
@@ -126,13 +208,18 @@ final class SoftTLB {
     }
 
     deinit {
-        for partition in partitions { partition.log.deallocate() }
+        for partition in partitions {
+            partition.log.deallocate()
+            partition.marks.deallocate()
+            partition.userCode.pages.deallocate()
+            partition.systemCode.pages.deallocate()
+        }
         fetchEntries.deallocate()
         munmap(area, areaBytes)
     }
 
     /// What GS base must be while guest code runs.
-    var activeBase: UnsafeMutableRawPointer { area + current * Self.partitionBytes }
+    private(set) var activeBase: UnsafeMutableRawPointer
 
     // MARK: Data entries
 
@@ -146,21 +233,30 @@ final class SoftTLB {
         (area + partition * Self.partitionBytes + offset).assumingMemoryBound(to: UInt64.self)
     }
 
+    private static func number(_ mode: Mode, _ kind: Kind, _ index: Int) -> Int {
+        (Int(mode.rawValue) * 2 + Int(kind.rawValue)) * entryCount + index
+    }
+
+    /// The tag of the data entry `number`.
+    private func tag(_ partition: Int, _ number: Int) -> UnsafeMutablePointer<UInt64> {
+        words(partition, Self.dataOffset + number / Self.entryCount * 2 * Self.arrayBytes)
+            + number % Self.entryCount
+    }
+
     /// Lets translated code reach the page of `linear` at `host`.
     func insert(
         _ linear: UInt64, _ mode: Mode, _ kind: Kind, host: UnsafeMutableRawPointer, isGlobal: Bool, pageShift: UInt8
     ) {
         let page = linear & ~0xFFF
         let index = Self.index(linear)
-        if partitions[current].logCount == Self.logCapacity { flush(partition: current, keepingGlobal: false) }
-        let entry =
-            UInt32(index) | UInt32(mode.rawValue) << 16 | UInt32(kind.rawValue) << 18 | (isGlobal ? 1 << 19 : 0)
-        partitions[current].log[partitions[current].logCount] = entry
-        partitions[current].logCount += 1
-        if pageShift > 12 {
-            partitions[current].largeRegions |= 1 << ((linear >> 21) & 63)
-            if pageShift >= 30 { partitions[current].hugeRegions |= 1 << ((linear >> 30) & 63) }
+        let number = Self.number(mode, kind, index)
+        let mark = partitions[current].marks + number
+        if mark.pointee & EntryMark.logged == 0 {
+            partitions[current].log[partitions[current].logCount] = UInt16(number)
+            partitions[current].logCount += 1
         }
+        mark.pointee = EntryMark.logged | (isGlobal ? EntryMark.global : 0)
+        partitions[current].largeData.note(linear, pageShift: pageShift)
         words(current, Self.tagOffset(mode, kind))[index] = 0 &- page
         words(current, Self.addendOffset(mode, kind))[index] = UInt64(UInt(bitPattern: host)) &- page
     }
@@ -175,32 +271,28 @@ final class SoftTLB {
 
     /// Empties the entries of `partition` that were filled, or only those of non-global pages.
     private func flush(partition: Int, keepingGlobal: Bool) {
+        let marks = partitions[partition].marks
+        clearEntries(partition) { !keepingGlobal || marks[$0] & EntryMark.global == 0 }
+        if partitions[partition].logCount == 0 { partitions[partition].largeData = LargeRegions() }
+        dropJumps(partition, user: true, system: !keepingGlobal || partitions[partition].systemCode.hasLocalPages)
+    }
+
+    /// Empties the entries that were filled and that `isWanted`, given a number, chooses.
+    @inline(__always)
+    private func clearEntries(_ partition: Int, _ isWanted: (Int) -> Bool) {
         let log = partitions[partition].log
         var kept = 0
         for i in 0..<partitions[partition].logCount {
-            let entry = log[i]
-            if keepingGlobal && entry & 1 << 19 != 0 {
-                log[kept] = entry
+            let number = Int(log[i])
+            if isWanted(number) {
+                tag(partition, number).pointee = Self.emptyTag(number % Self.entryCount)
+                partitions[partition].marks[number] = 0
+            } else {
+                log[kept] = UInt16(number)
                 kept += 1
-                continue
             }
-            clear(partition, entry)
         }
         partitions[partition].logCount = kept
-        if kept == 0 {
-            partitions[partition].largeRegions = 0
-            partitions[partition].hugeRegions = 0
-        }
-        dropJumps(partition)
-    }
-
-    private func clear(_ partition: Int, _ entry: UInt32) {
-        guard let mode = Mode(rawValue: UInt8(entry >> 16 & 3)), let kind = Kind(rawValue: UInt8(entry >> 18 & 1))
-        else {
-            return
-        }
-        let index = Int(entry & 0xFFFF)
-        words(partition, Self.tagOffset(mode, kind))[index] = Self.emptyTag(index)
     }
 
     /// Makes every entry of `partition` empty.
@@ -212,6 +304,7 @@ final class SoftTLB {
             }
         }
         partitions[partition].logCount = 0
+        partitions[partition].marks.update(repeating: 0, count: Self.numberCount)
         resetJumps(partition)
     }
 
@@ -238,50 +331,30 @@ final class SoftTLB {
         let page = linear & ~0xFFF
         let index = Self.index(page)
         for i in 0..<Self.partitionCount where partitions[i].isUsed && (pcid == nil || partitions[i].pcid == pcid) {
-            if partitions[i].largeRegions >> ((page >> 21) & 63) & 1 != 0
-                || partitions[i].hugeRegions >> ((page >> 30) & 63) & 1 != 0
-            {
-                dropLargeRegion(i, page)
-            }
+            if partitions[i].largeData.mayHold(page) { dropLargeRegion(i, page) }
             for mode in Mode.allCases {
                 for kind in [Kind.read, .write] {
                     let tags = words(i, Self.tagOffset(mode, kind))
                     if tags[index] == 0 &- page { tags[index] = Self.emptyTag(index) }
                 }
             }
-            if mayHoldCode(i, page) { dropJumps(i) }
+            let isInLargePage = partitions[i].largeCode.mayHold(page)
+            dropJumps(
+                i, user: isInLargePage || partitions[i].userCode.mayHold(page),
+                system: isInLargePage || partitions[i].systemCode.mayHold(page))
         }
     }
 
-    /// Clears every entry in the 1 GiB around `page` that shares its large or huge region.
+    /// Clears every data entry in the 1 GiB around `page` that shares its large or huge region.
     private func dropLargeRegion(_ partition: Int, _ page: UInt64) {
-        let isHuge = partitions[partition].hugeRegions >> ((page >> 30) & 63) & 1 != 0
-        let shift: UInt64 = isHuge ? 30 : 21
-        for i in 0..<partitions[partition].logCount {
-            let entry = partitions[partition].log[i]
-            guard let mode = Mode(rawValue: UInt8(entry >> 16 & 3)), let kind = Kind(rawValue: UInt8(entry >> 18 & 1))
-            else { continue }
-            let index = Int(entry & 0xFFFF)
-            let cached = 0 &- words(partition, Self.tagOffset(mode, kind))[index]
-            if cached >> shift == page >> shift { clear(partition, entry) }
-        }
-        dropJumps(partition)
+        let shift: UInt64 = partitions[partition].largeData.mayHoldHuge(page) ? 30 : 21
+        clearEntries(partition) { (0 &- tag(partition, $0).pointee) >> shift == page >> shift }
     }
 
     /// Empties all entries that allow writing.
     func dropWriteEntries() {
         for i in 0..<Self.partitionCount where partitions[i].isUsed {
-            let log = partitions[i].log
-            var kept = 0
-            for j in 0..<partitions[i].logCount {
-                if log[j] >> 18 & 1 != 0 {
-                    clear(i, log[j])
-                } else {
-                    log[kept] = log[j]
-                    kept += 1
-                }
-            }
-            partitions[i].logCount = kept
+            clearEntries(i) { $0 / Self.entryCount & 1 == Kind.write.rawValue }
         }
     }
 
@@ -312,6 +385,7 @@ final class SoftTLB {
 
     private func select(_ partition: Int) {
         current = partition
+        activeBase = area + partition * Self.partitionBytes
         partitions[partition].lastUse = useCounter
         updateModeTag()
     }
@@ -320,7 +394,7 @@ final class SoftTLB {
 
     /// The block at `target` for `linear` in the current mode.
     func insertJump(_ linear: UInt64, target: UInt64) {
-        noteCode(current, linear)
+        noteCode(linear, isUser: isUserMode)
         let key = linear &+ modeTag
         let index = Int((key & Self.jumpIndexMask) >> Self.jumpIndexShift)
         words(current, Self.jumpTagsOffset)[index] = 0 &- key
@@ -338,27 +412,63 @@ final class SoftTLB {
 
     /// Forgets all jumps and fetch translations of all address spaces.
     func dropAllJumps() {
-        for i in 0..<Self.partitionCount where partitions[i].isUsed { dropJumps(i) }
+        for i in 0..<Self.partitionCount where partitions[i].isUsed { dropJumps(i, user: true, system: true) }
     }
 
     /// Blocks of another translation mode are wanted from now on.
-    func selectMode(number: UInt64) {
+    func selectMode(number: UInt8, isUser: Bool) {
         modeNumber = number
+        isUserMode = isUser
         updateModeTag()
+    }
+
+    /// Tells the modes that SYSCALL and SYSRET change between, and whether translated code may do that.
+    func selectPrivilegeModes(_ modes: (supervisor: UInt8, user: UInt8)?, allowsCall: Bool, allowsReturn: Bool) {
+        privilegeModes = modes
+        self.allowsCall = allowsCall
+        self.allowsReturn = allowsReturn
+        updatePrivilegeChange()
     }
 
     /// What translated code adds to a target before it looks it up.
     var modeTag: UInt64 { state.base.load(fromByteOffset: CPUState.modeTagOffset, as: UInt64.self) }
 
     private func updateModeTag() {
-        let tag = (partitions[current].generation % 256) << 7 | modeNumber
-        state.base.storeBytes(of: (tag + 1) << 48, toByteOffset: CPUState.modeTagOffset, as: UInt64.self)
+        state.base.storeBytes(
+            of: tag(ofMode: modeNumber, isUser: isUserMode), toByteOffset: CPUState.modeTagOffset, as: UInt64.self)
+        updatePrivilegeChange()
     }
 
-    private func dropJumps(_ partition: Int) {
-        partitions[partition].generation += 1
-        partitions[partition].codePages = (0, 0, 0, 0)
-        if partitions[partition].generation % 256 == 0 { resetJumps(partition) }
+    private func tag(ofMode number: UInt8, isUser: Bool) -> UInt64 {
+        (((generation(isUser: isUser) % 256) << 7 | UInt64(number)) &+ 1) << 48
+    }
+
+    private func generation(isUser: Bool) -> UInt64 {
+        isUser ? partitions[current].userCode.generation : partitions[current].systemCode.generation
+    }
+
+    private func updatePrivilegeChange() {
+        var change: UInt64 = 0
+        if let privilegeModes {
+            change =
+                tag(ofMode: privilegeModes.user, isUser: true) &- tag(ofMode: privilegeModes.supervisor, isUser: false)
+        }
+        let base = state.base
+        base.storeBytes(of: allowsCall ? 0 &- change : 0, toByteOffset: SystemMirror.callModeChange.offset, as: UInt64.self)
+        base.storeBytes(of: allowsReturn ? change : 0, toByteOffset: SystemMirror.returnModeChange.offset, as: UInt64.self)
+    }
+
+    private func dropJumps(_ partition: Int, user: Bool, system: Bool) {
+        guard user || system else { return }
+        if user { partitions[partition].userCode.forget() }
+        if system { partitions[partition].systemCode.forget() }
+        if user && system { partitions[partition].largeCode = LargeRegions() }
+        // A generation that comes again must find nothing of its predecessor.
+        if user && partitions[partition].userCode.generation % 256 == 0
+            || system && partitions[partition].systemCode.generation % 256 == 0
+        {
+            resetJumps(partition)
+        }
         if partition == current { updateModeTag() }
     }
 
@@ -372,39 +482,27 @@ final class SoftTLB {
     /// The guest physical page that `linear` is fetched from, if known.
     func lookupFetch(_ linear: UInt64, isUser: Bool) -> UInt64? {
         let entry = fetchEntries[fetchIndex(linear)]
-        guard entry.page == linear & ~0xFFF | (isUser ? 2 : 0), entry.generation == partitions[current].generation
+        guard entry.page == linear & ~0xFFF | (isUser ? 2 : 0), entry.generation == generation(isUser: isUser)
         else {
             return nil
         }
         return entry.physical
     }
 
-    func insertFetch(_ linear: UInt64, isUser: Bool, physical: UInt64) {
-        noteCode(current, linear)
+    func insertFetch(_ linear: UInt64, isUser: Bool, translation: PageTranslation) {
+        noteCode(linear, isUser: isUser)
+        partitions[current].largeCode.note(linear, pageShift: translation.pageShift)
+        if !isUser && !translation.isGlobal { partitions[current].systemCode.hasLocalPages = true }
         fetchEntries[fetchIndex(linear)] = FetchEntry(
-            page: linear & ~0xFFF | (isUser ? 2 : 0), generation: partitions[current].generation, physical: physical)
+            page: linear & ~0xFFF | (isUser ? 2 : 0), generation: generation(isUser: isUser),
+            physical: translation.physical)
     }
 
     private func fetchIndex(_ linear: UInt64) -> Int {
         current * Self.fetchEntryCount + Int((linear >> 12 ^ linear >> 21) & UInt64(Self.fetchEntryCount - 1))
     }
 
-    private static func codeBit(_ linear: UInt64) -> (Int, UInt64) {
-        let hash = (linear >> 12) &* 0x9E37_79B9_7F4A_7C15
-        return (Int(hash >> 62), 1 << (hash >> 56 & 63))
-    }
-
-    private func noteCode(_ partition: Int, _ linear: UInt64) {
-        let (word, bit) = Self.codeBit(linear)
-        withUnsafeMutableBytes(of: &partitions[partition].codePages) {
-            $0.assumingMemoryBound(to: UInt64.self)[word] |= bit
-        }
-    }
-
-    private func mayHoldCode(_ partition: Int, _ linear: UInt64) -> Bool {
-        let (word, bit) = Self.codeBit(linear)
-        return withUnsafeBytes(of: partitions[partition].codePages) {
-            $0.assumingMemoryBound(to: UInt64.self)[word] & bit != 0
-        }
+    private func noteCode(_ linear: UInt64, isUser: Bool) {
+        if isUser { partitions[current].userCode.note(linear) } else { partitions[current].systemCode.note(linear) }
     }
 }

@@ -2,11 +2,12 @@ import X86
 
 /// The routines between Swift and translated code, at the start of the code buffer.
 ///
-/// Calls out of translated code go through pointers in the state page, so that blocks need no absolute addresses.
+/// Blocks push a word that tells why they leave, and jump to `exit`, or call `fill`, in the same buffer.
 struct Trampolines {
-    /// `(GS base, code)`: loads the guest's registers and jumps to `code`; returns when the guest leaves.
+    /// `(code)`, with GS base at the active partition: loads the guest's registers and jumps to `code`; returns when the
+    /// guest leaves.
     let enter: UInt64
-    /// Where a block that leaves jumps to: saves the guest's registers and returns from `enter`.
+    /// Where a block that leaves jumps to, the exit word on the stack: saves the guest's registers and returns from `enter`.
     let exit: UInt64
     /// Called by a block whose software-TLB lookup missed; see `fill`.
     let fill: UInt64
@@ -25,7 +26,7 @@ struct Trampolines {
 
     /// Slots of the routine pointers in the state page.
     enum Slot: Int {
-        case exit, fill, fillHandler
+        case fillHandler
 
         var offset: Int { CPUState.routinesOffset + rawValue * 8 }
     }
@@ -48,9 +49,8 @@ struct Trampolines {
         enter = e.address
         for register in [HostRegister.rbx, .rbp, .r12, .r13, .r14, .r15] { e.push(register) }
         e.bytes(0x48, 0x83, 0xEC, 0x08)  // sub rsp, 8
-        e.bytes(0xF3, 0x48, 0x0F, 0xAE, 0xDF)  // wrgsbase rdi
         e.store(.rsp, .state(CPUState.hostStackPointerOffset))
-        e.store(.rsi, .state(CPUState.temporariesOffset))
+        e.store(.rdi, .state(CPUState.temporariesOffset))
         Self.loadVectors(&e)
         e.loadFlags()
         Self.loadGeneral(&e)
@@ -59,7 +59,11 @@ struct Trampolines {
         e.align(16)
         fault = e.address
         e.store(Int32(bitPattern: Exit.fault.rawValue << Self.exitShift), .state(CPUState.exitValueOffset), wide: false)
+        let save = e.jump()
         exit = e.address
+        e.bytes(0x65, 0x8F)  // pop gs:[exitValue]
+        e.modRM(reg: 0, .state(CPUState.exitValueOffset))
+        e.bind(save)
         Self.storeGeneral(&e)
         e.saveFlags()
         Self.storeVectors(&e)
@@ -69,24 +73,25 @@ struct Trampolines {
         for register in [HostRegister.r15, .r14, .r13, .r12, .rbp, .rbx] { e.pop(register) }
         e.ret()
 
-        // The handler gets the state page and answers 0 to go on. rsi (the address) survives.
+        // The handler gets the state page and answers 0 to go on. rsi (the address) survives. The caller has pushed the
+        // descriptor of the access, so with the return address the stack is aligned.
         e.align(16)
         fill = e.address
         Self.storeGeneral(&e)
+        e.load(.rcx, .at(.rsp, 8))
+        e.store(.rcx, .state(CPUState.exitValueOffset))
         e.saveFlags()
         e.store(.rsi, .state(CPUState.temporariesOffset))
         Self.storeVectors(&e)
         e.load(.rdi, .state(CPUState.selfOffset))
-        e.bytes(0x48, 0x83, 0xEC, 0x08)  // sub rsp, 8
         e.call(through: .state(Slot.fillHandler.offset))
-        e.bytes(0x48, 0x83, 0xC4, 0x08)  // add rsp, 8
         e.bytes(0x85, 0xC0)  // test eax, eax
         let abandon = e.jump(condition: 5)
         Self.loadVectors(&e)
         e.loadFlags()
         Self.loadGeneral(&e)
         e.load(.rsi, .state(CPUState.temporariesOffset))
-        e.ret()
+        e.bytes(0xC2, 0x08, 0x00)  // ret 8
         e.bind(abandon)
         e.store(
             Int32(bitPattern: Exit.memory.rawValue << Self.exitShift), .state(CPUState.exitValueOffset), wide: false)
@@ -152,8 +157,6 @@ struct Trampolines {
 
     /// Stores the routine pointers where translated code finds them.
     func install(in state: CPUState, fillHandler: UInt64) {
-        state.base.storeBytes(of: exit, toByteOffset: Slot.exit.offset, as: UInt64.self)
-        state.base.storeBytes(of: fill, toByteOffset: Slot.fill.offset, as: UInt64.self)
         state.base.storeBytes(of: fillHandler, toByteOffset: Slot.fillHandler.offset, as: UInt64.self)
     }
 }

@@ -23,9 +23,10 @@ public final class TranslationCache: @unchecked Sendable {
 
     private var used: Int
     private let blocks: ChunkedArray<Block>
-    private let instructions: ChunkedArray<SwiftInstruction>
-    private let linkSites: ChunkedArray<BlockRecords.LinkSite>
-    private let points: ChunkedArray<BlockRecords.Point>
+    private var instructions = InstructionTable()
+    private let sites: ChunkedArray<InstructionSite>
+    private let linkSites: ChunkedArray<CompactLinkSite>
+    private let points: ChunkedArray<CompactPoint>
     private var table: [Int32]
     private var pages: [UInt64: CodePage] = [:]
     private var modes: [TranslationMode] = []
@@ -68,7 +69,7 @@ public final class TranslationCache: @unchecked Sendable {
         trampolines = Trampolines(into: buffer)
         used = trampolines.byteCount
         blocks = ChunkedArray(capacity: 1 << 20)
-        instructions = ChunkedArray(capacity: 1 << 19)
+        sites = ChunkedArray(capacity: 1 << 19)
         linkSites = ChunkedArray(capacity: 1 << 21)
         points = ChunkedArray(capacity: 1 << 23)
         table = [Int32](repeating: -1, count: 1 << 18)
@@ -214,7 +215,7 @@ public final class TranslationCache: @unchecked Sendable {
         lock.lock()
         defer { lock.unlock() }
         return buffer.byteCount - used < 1 << 18 || !blocks.hasRoom(for: 16) || blocks.count > table.count / 2
-            || !instructions.hasRoom(for: 256) || !linkSites.hasRoom(for: 512) || !points.hasRoom(for: 4096)
+            || !sites.hasRoom(for: 256) || !linkSites.hasRoom(for: 512) || !points.hasRoom(for: 4096)
             || modes.count > 120
     }
 
@@ -226,6 +227,7 @@ public final class TranslationCache: @unchecked Sendable {
         buffer.discard(from: used)
         blocks.removeAll()
         instructions.removeAll()
+        sites.removeAll()
         linkSites.removeAll()
         points.removeAll()
         pages.removeAll()
@@ -252,8 +254,9 @@ public final class TranslationCache: @unchecked Sendable {
             emitter: buffer.emitter(from: used), mode: mode, form: form, startOffset: Int(physical & 0xFFF),
             records: BlockRecords(),
             bases: BlockTranslator.RecordBases(
-                instructions: instructions.count, linkSites: linkSites.count,
-                otherModeNumber: otherModeNumber, modeNumber: modeNumber))
+                instructions: sites.count, linkSites: linkSites.count,
+                otherModeNumber: otherModeNumber, modeNumber: modeNumber, exitRoutine: trampolines.exit,
+                fillRoutine: trampolines.fill))
         let address = translator.e.address
         translator.translate(decoded, spans: spansNext || secondPage != Block.noPage)
         precondition(!translator.e.hasOverflowed, "a block outgrew the room kept for it")
@@ -264,9 +267,14 @@ public final class TranslationCache: @unchecked Sendable {
             buffer.release(before * Self.releaseByteCount..<(before + 1) * Self.releaseByteCount)
         }
         let firstPoint = points.count
-        for point in translator.records.points { points.append(point) }
-        for record in translator.records.instructions { instructions.append(record) }
-        for site in translator.records.linkSites { linkSites.append(site) }
+        for point in translator.records.points { points.append(CompactPoint(point, start: address)) }
+        for record in translator.records.instructions {
+            sites.append(
+                InstructionSite(number: instructions.number(of: record, mode.codeSize), offset: record.offset))
+        }
+        for site in translator.records.linkSites {
+            linkSites.append(CompactLinkSite(site, start: buffer.addresses.lowerBound))
+        }
         let block = Block(
             address: address, byteCount: UInt32(byteCount), modeNumber: modeNumber, form: form, isValid: true,
             physical: physical, secondPage: secondPage, firstPoint: Int32(firstPoint),
@@ -289,11 +297,15 @@ public final class TranslationCache: @unchecked Sendable {
 
     // MARK: Records
 
-    func instruction(at index: Int) -> UnsafeMutablePointer<SwiftInstruction> {
-        instructions.pointer(at: index)
+    /// The instruction that is executed at a place, and its offset from the page base.
+    func instruction(at index: Int) -> (instruction: UnsafeMutablePointer<SwiftInstruction>, offset: Int) {
+        let site = sites.pointer(at: index).pointee
+        return (instructions.pointer(at: site.number), Int(site.offset))
     }
 
-    func linkSite(at index: Int) -> BlockRecords.LinkSite { linkSites.pointer(at: index).pointee }
+    func linkSite(at index: Int) -> BlockRecords.LinkSite {
+        linkSites.pointer(at: index).pointee.site(start: buffer.addresses.lowerBound)
+    }
 
     /// Points a link at `target`.
     func link(_ site: BlockRecords.LinkSite, to target: UInt64) { buffer.patch(site.place, to: target) }
@@ -315,7 +327,7 @@ public final class TranslationCache: @unchecked Sendable {
         var result: UInt16?
         for i in 0..<Int(block.pointCount) {
             let point = points.pointer(at: Int(block.firstPoint) + i).pointee
-            if point.address > address { break }
+            if block.address + point.distance > address { break }
             result = point.guestOffset
         }
         return result

@@ -66,6 +66,12 @@ struct TranslationMode: Hashable {
         set { set(12, 1, newValue ? 1 : 0) }
     }
 
+    /// RDFSBASE and RDGSBASE exist (CR4.FSGSBASE).
+    var allowsBaseAccess: Bool {
+        get { bits(13, 1) != 0 }
+        set { set(13, 1, newValue ? 1 : 0) }
+    }
+
     /// Whether the base of `segment` has to be added to addresses. Always for FS and GS.
     func hasBase(_ segment: SegmentRegister) -> Bool { bits(16 + UInt32(segment.rawValue), 1) != 0 }
     mutating func setBase(_ segment: SegmentRegister, _ value: Bool) {

@@ -70,12 +70,13 @@ final class DescriptorTable: @unchecked Sendable {
 
     /// - Throws: `EBADF`.
     func object(_ descriptor: KVMDescriptor) throws(Errno) -> Object {
-        try lock.withLock { () throws(Errno) in
-            let index = Int(descriptor.rawValue)
-            guard entries.indices.contains(index), case .used(let object) = entries[index]
-            else { throw .badFileDescriptor }
-            return object
-        }
+        // Every exit passes here: no closure, which would be called through generic code.
+        lock.lock()
+        defer { lock.unlock() }
+        let index = Int(descriptor.rawValue)
+        guard entries.indices.contains(index), case .used(let object) = entries[index]
+        else { throw .badFileDescriptor }
+        return object
     }
 
     /// Frees the number. The object ends after this if nothing else refers to it.

@@ -121,7 +121,8 @@ struct SupportedCPUID {
     private var advancedPower: CPUIDEntry { CPUIDEntry(function: 0x8000_0007, edx: bits(8)) }
 
     private var addressSizes: CPUIDEntry {
-        let physical = min(48, max(36, host.leaf(0x8000_0008).eax & 0xFF))
+        // Guest addresses are never the host processor's.
+        let physical: UInt32 = 48
         // AMD: error pointers are always saved (as the host does), no bypass of stores, no branch type confusion.
         let ebx = host.isAMD ? host.leaf(0x8000_0008).ebx & bits(2) | bits(26, 29) : 0
         return CPUIDEntry(function: 0x8000_0008, eax: 48 << 8 | physical, ebx: ebx)

@@ -14,12 +14,19 @@ extension UserspaceVCPU {
         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW
             | KVM_VCPUEVENT_VALID_PAYLOAD)
 
+    /// Without the capability for payloads a client finds what a pending exception does to CR2 and DR6 in these registers.
+    /// > Source: Linux, `kvm_handle_exception_payload_quirk` (behaviour).
+    func showExceptionPayload() {
+        if !vm.reportsExceptionPayloads.load(ordering: .relaxed) { processor.applyPendingPayload() }
+    }
+
     var events: VCPUEvents {
+        showExceptionPayload()
         let system = processor.system
         var events = VCPUEvents()
         events.flags = UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW)
         if let event = system.pendingEvent { describe(event, in: &events) }
-        events.interrupt.shadow = system.interruptShadow ? UInt8(KVM_X86_SHADOW_INT_STI) : 0
+        events.interrupt.shadow = processor.hasInterruptShadow ? UInt8(KVM_X86_SHADOW_INT_STI) : 0
         events.nmi.pending = hasPendingNMI ? 1 : 0
         events.nmi.masked = system.nmiBlocked ? 1 : 0
         events.sipi_vector = UInt32(startupVector)
@@ -30,14 +37,14 @@ extension UserspaceVCPU {
     private func describe(_ event: PendingEvent, in events: inout VCPUEvents) {
         switch event.kind {
         case .exception:
-            events.exception.injected = 1
+            // What still has a payload is pending: CR2 and DR6 do not have it yet.
+            events.exception.pending = event.payload == nil ? 0 : 1
+            events.exception.injected = event.payload == nil ? 1 : 0
             events.exception.nr = event.vector
             events.exception.has_error_code = event.errorCode == nil ? 0 : 1
             events.exception.error_code = event.errorCode ?? 0
-            if vm.reportsExceptionPayloads.load(ordering: .relaxed) {
-                events.exception_has_payload = 1
-                events.exception_payload = event.payload
-            }
+            events.exception_has_payload = events.exception.pending
+            events.exception_payload = event.payload ?? 0
         case .nonMaskableInterrupt:
             events.nmi.injected = 1
         case .externalInterrupt, .softwareInterrupt, .softwareException:
@@ -47,8 +54,7 @@ extension UserspaceVCPU {
         }
     }
 
-    /// - Throws: `EINVAL`, with nothing changed, for unknown flags, vectors that are no exceptions, or an exception both
-    ///   injected and pending.
+    /// - Throws: `EINVAL`, with nothing changed, for unknown flags or vectors that are no exceptions.
     func setEvents(_ events: VCPUEvents) throws(Errno) {
         guard events.flags & ~Self.knownEventFlags == 0 else { throw .invalidArgument }
         let hasPayloads = vm.reportsExceptionPayloads.load(ordering: .relaxed)
@@ -56,11 +62,10 @@ extension UserspaceVCPU {
         guard !usesPayload || hasPayloads else { throw .invalidArgument }
         let hasException = events.exception.injected != 0 || usesPayload && events.exception.pending != 0
         if hasException, events.exception.nr > 31 || events.exception.nr == 2 { throw .invalidArgument }
-        if usesPayload, events.exception.injected != 0, events.exception.pending != 0 { throw .invalidArgument }
 
         processor.system.pendingEvent = event(in: events, hasException: hasException, usesPayload: usesPayload)
         if events.flags & UInt32(KVM_VCPUEVENT_VALID_SHADOW) != 0 {
-            processor.system.interruptShadow = events.interrupt.shadow != 0
+            processor.hasInterruptShadow = events.interrupt.shadow != 0
         }
         processor.system.nmiBlocked = events.nmi.masked != 0
         if events.flags & UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING) != 0 { setPendingNMI(events.nmi.pending != 0) }
@@ -71,13 +76,12 @@ extension UserspaceVCPU {
 
     private func event(in events: VCPUEvents, hasException: Bool, usesPayload: Bool) -> PendingEvent? {
         if hasException {
-            let isPageFault = events.exception.nr == 14
-            let hasPayload = usesPayload && events.exception_has_payload != 0
-            // Without a payload the client has set CR2 itself.
-            let payload = hasPayload ? events.exception_payload : isPageFault ? processor.system.cr2 : 0
+            // Of an injected exception the client sets CR2 and DR6 itself.
+            let hasPayload = usesPayload && events.exception.pending != 0 && events.exception_has_payload != 0
             return PendingEvent(
                 kind: .exception, vector: events.exception.nr,
-                errorCode: events.exception.has_error_code != 0 ? events.exception.error_code : nil, payload: payload)
+                errorCode: events.exception.has_error_code != 0 ? events.exception.error_code : nil,
+                payload: hasPayload ? events.exception_payload : nil)
         }
         if events.nmi.injected != 0 { return PendingEvent(kind: .nonMaskableInterrupt, vector: 2) }
         guard events.interrupt.injected != 0 else { return nil }

@@ -46,7 +46,8 @@ extension UserspaceVCPU: ProcessorPlatform {
     }
 
     private func ownsPort(_ port: UInt16) -> Bool {
-        guard let router = vm.router else { return false }
+        // Ports of the client are asked for most, and cost least.
+        guard PIC.ownsPort(port) || PIT.ownsPort(port), let router = vm.router else { return false }
         return router.pic != nil && PIC.ownsPort(port) || vm.pit?.ownsPort(port) ?? false
     }
 

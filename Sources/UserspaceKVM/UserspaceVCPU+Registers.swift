@@ -22,6 +22,7 @@ extension UserspaceVCPU {
         }
         set {
             let state = processor.state
+            let hasShadow = processor.hasInterruptShadow
             state[.rax] = newValue.rax
             state[.rbx] = newValue.rbx
             state[.rcx] = newValue.rcx
@@ -40,6 +41,7 @@ extension UserspaceVCPU {
             state[.r15] = newValue.r15
             state.rip = newValue.rip
             state.rflags = newValue.rflags
+            processor.hasInterruptShadow = hasShadow
             // An exception that waits belongs to the code the client just left.
             if processor.system.pendingEvent?.kind == .exception { processor.system.pendingEvent = nil }
             processor.modeDidChange()
@@ -49,6 +51,7 @@ extension UserspaceVCPU {
     // MARK: Special registers
 
     var specialRegisters: SpecialRegisters {
+        showExceptionPayload()
         let system = processor.system
         var registers = SpecialRegisters()
         registers.cs = SegmentState(system.cs)
@@ -86,23 +89,17 @@ extension UserspaceVCPU {
         }
         processor.system.gdtr = DescriptorTableRegister(registers.gdt)
         processor.system.idtr = DescriptorTableRegister(registers.idt)
-        processor.system.cr0 = registers.cr0
-        processor.system.cr2 = registers.cr2
-        processor.system.cr3 = registers.cr3
-        processor.system.cr4 = registers.cr4
-        processor.system.efer = registers.efer
         taskPriority = UInt8(truncatingIfNeeded: registers.cr8)
-        processor.system.cs = Segment(registers.cs)
-        processor.system.ds = Segment(registers.ds)
-        processor.system.es = Segment(registers.es)
-        processor.system.fs = Segment(registers.fs)
-        processor.system.gs = Segment(registers.gs)
-        processor.system.ss = Segment(registers.ss)
+        processor.setSegment(.cs, Segment(registers.cs))
+        processor.setSegment(.ds, Segment(registers.ds))
+        processor.setSegment(.es, Segment(registers.es))
+        processor.setSegment(.fs, Segment(registers.fs))
+        processor.setSegment(.gs, Segment(registers.gs))
+        processor.setSegment(.ss, Segment(registers.ss))
         processor.system.tr = Segment(registers.tr)
         processor.system.ldtr = Segment(registers.ldt)
-        for register in SegmentRegister.allCases {
-            processor.state.setSegmentBase(register, processor.system[register].base)
-        }
+        processor.replaceControlRegisters(
+            cr0: registers.cr0, cr2: registers.cr2, cr3: registers.cr3, cr4: registers.cr4, efer: registers.efer)
         processor.system.cpl = processor.system.isProtectedMode ? processor.system.ss.privilegeLevel : 0
         // A bootstrap processor put at the reset vector starts over, whatever it waited for.
         let isAtReset = processor.system.cs.selector == 0xF000 && processor.system.cs.base == 0xFFFF_0000
@@ -110,7 +107,6 @@ extension UserspaceVCPU {
             processor.system.activity = .running
         }
         processor.modeDidChange()
-        processor.flushTLB(.all)
     }
 
     private var isBootstrapProcessor: Bool { (apic?.base ?? clientAPICBase) & APICBase.bootstrapProcessor != 0 }
@@ -125,18 +121,30 @@ extension UserspaceVCPU {
         }
     }
 
+    /// > Source: Linux, `kvm_is_valid_sregs` (behaviour).
     private func areValid(_ registers: SpecialRegisters) -> Bool {
-        let isPaging = registers.cr0 & CR0.paging != 0
-        if registers.cr0 >> 32 != 0 || isPaging && registers.cr0 & CR0.protection == 0 { return false }
-        if registers.cr0 & CR0.notWriteThrough != 0, registers.cr0 & CR0.cacheDisable == 0 { return false }
-        if registers.cr4 & ~Self.knownCR4 != 0 { return false }
-        if registers.efer & EFER.longModeEnable != 0, isPaging {
-            guard registers.cr4 & CR4.physicalAddressExtension != 0, registers.efer & EFER.longModeActive != 0
-            else { return false }
-            let address = registers.cr3 & ~(1 << 63 | 0xFFF)
-            return address >> UInt64(cpuidTable.physicalAddressBits) == 0 || cpuidTable.entries.isEmpty
-        }
-        return registers.efer & EFER.longModeActive == 0 && registers.cs.l == 0
+        guard ControlRegisterRules.areConsistent(cr0: registers.cr0, cr4: registers.cr4, efer: registers.efer),
+            registers.cr4 & ~cr4Bits == 0, registers.efer & ~eferBits == 0
+        else { return false }
+        guard registers.efer & EFER.longModeActive != 0 else { return registers.cs.l == 0 }
+        let bits = UInt64(cpuidTable.physicalAddressBits)
+        return cpuidTable.entries.isEmpty
+            || ControlRegisterRules.isValidCR3(registers.cr3, physicalAddressBits: bits)
+    }
+
+    /// The bits of CR4 that CPUID tells of; all that exist as long as the client has given no leaves.
+    private var cr4Bits: UInt64 {
+        guard !cpuidTable.entries.isEmpty else { return Self.knownCR4 }
+        let (leaf1, leaf7) = (cpuidTable.answer(function: 1, index: 0), cpuidTable.answer(function: 7, index: 0))
+        return ControlRegisterRules.cr4Bits(
+            leaf1ECX: leaf1.ecx, leaf1EDX: leaf1.edx, leaf7EBX: leaf7.ebx, leaf7ECX: leaf7.ecx)
+    }
+
+    /// The bits of EFER that may be set, likewise.
+    private var eferBits: UInt64 {
+        let features =
+            cpuidTable.entries.isEmpty ? UInt32.max : cpuidTable.answer(function: 0x8000_0001, index: 0).edx
+        return ControlRegisterRules.eferBits(extendedEDX: features) | EFER.longModeActive
     }
 
     /// Bits of CR4 that exist here.
@@ -150,6 +158,7 @@ extension UserspaceVCPU {
     // MARK: Debug registers
 
     var debugRegisters: DebugRegisters {
+        showExceptionPayload()
         var registers = DebugRegisters()
         registers.db = processor.system.debugAddresses
         registers.dr6 = processor.system.dr6

@@ -10,10 +10,14 @@ import X86
 extension UserspaceVCPU {
     /// `KVM_RUN`: runs guest code until something needs the client.
     ///
-    /// - Throws: `EINTR` for a pending signal or `immediate_exit`; `EFAULT` if guest memory could not be accessed.
+    /// - Throws: `EINTR` for a signal or `immediate_exit`; `EFAULT` if guest memory could not be accessed.
     /// > Concurrency: the owner.
     func run() throws(Errno) -> Int32 {
+        if !hasRun { ClientSignals.wrapHandlers() }
         hasRun = true
+        tookHostSignal.store(false, ordering: .relaxed)
+        martlet_set_thread_context(Unmanaged.passUnretained(self).toOpaque())
+        defer { martlet_set_thread_context(nil) }
         if apic == nil { clientTaskPriority = UInt8(truncatingIfNeeded: runArea.run.pointee.cr8) & 0xF }
         defer { publishRunState() }
         // A client access is completed even if the client wants out: its answer must not be lost.
@@ -22,7 +26,6 @@ extension UserspaceVCPU {
             let completes = processor.isCompletingAccess
             if !completes, mustReturn { throw interrupted() }
             acceptStartupSignals()
-            serviceTimer()
             if processor.system.activity != .running {
                 try waitForActivity()
                 continue
@@ -30,7 +33,16 @@ extension UserspaceVCPU {
             if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             // With attention raised, the processor completes the access that was answered and no more.
             if completes, mustReturn || hasPendingNMI { processor.raiseAttention() } else { processor.clearAttention() }
+            if signalMask != nil {
+                vm.timers.arm(signalCheckSlot, deadlineNanoseconds: nextSignalCheck)
+            }
             requests.enter()
+            // Who asks for something from here on finds the vCPU inside and raises attention. What came before that, and
+            // after the looks above, is found now.
+            if isAskedToReturn || apic?.hasPendingInitialize == true { processor.raiseAttention() }
+            // The clock is slow to read: between the timer thread's signals, now and then is enough.
+            entryCount &+= 1
+            if takeSignal(.timer) || entryCount & 15 == 0 { serviceTimer() }
             if takeSignal(.clockChanged) { writeParavirtualClock() }
             injectEvents()
             let result = processor.run()
@@ -70,7 +82,19 @@ extension UserspaceVCPU {
     // MARK: Interruption
 
     /// The client wants its thread back.
-    private var mustReturn: Bool { runArea.immediateExit || hasPendingHostSignal }
+    private var mustReturn: Bool { isAskedToReturn || hasPendingHostSignal }
+
+    private var isAskedToReturn: Bool { runArea.immediateExit || tookHostSignal.load(ordering: .relaxed) }
+
+    /// A handler of the client is about to run on the owner's thread.
+    /// > Concurrency: the owner's thread, in a signal handler.
+    func didTakeHostSignal(_ signal: CInt) {
+        // `KVM_SET_SIGNAL_MASK` would have kept it away until the call's end.
+        if let mask = signalMask, mask >> UInt64(signal - 1) & 1 != 0 { return }
+        // ORDERING: the full fence that `VCPURequests.kick` asks of its callers.
+        tookHostSignal.store(true, ordering: .sequentiallyConsistent)
+        requests.kick()
+    }
 
     private func interrupted() -> Errno {
         runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
@@ -87,14 +111,16 @@ extension UserspaceVCPU {
 
     // MARK: Not running
 
-    /// How often a sleeping vCPU looks for signals that its thread blocks: they do not end the sleep by themselves.
+    /// How often a vCPU looks for signals that its thread blocks: they end neither guest code nor a sleep by themselves.
     private static let signalCheckNanoseconds: UInt64 = 10_000_000
+
+    private var nextSignalCheck: UInt64 { MonotonicClock.nanoseconds() &+ Self.signalCheckNanoseconds }
 
     /// Sleeps until an event ends HLT or the wait for INIT or SIPI, or the client wants its thread back.
     private func waitForActivity() throws(Errno) {
         var deadline = apic?.timerDeadlineNanoseconds
         if signalMask != nil {
-            deadline = min(deadline ?? .max, MonotonicClock.nanoseconds() &+ Self.signalCheckNanoseconds)
+            deadline = min(deadline ?? .max, nextSignalCheck)
         }
         let wasSignalled = requests.sleep(deadlineNanoseconds: deadline) { mustReturn || hasWakeEvent }
         if wasSignalled { throw interrupted() }
@@ -159,7 +185,9 @@ extension UserspaceVCPU {
         }
         if hasInterrupt, processor.canAcceptInterrupt {
             let vector = hasExternalInterrupt(apic) ? vm.router?.pic?.acknowledge() : apic.acknowledge()
-            processor.system.pendingEvent = vector.map { PendingEvent(kind: .externalInterrupt, vector: $0) }
+            if let vector {
+                processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: vector)
+            }
         }
         processor.wantsInterruptWindow = hasInterrupt
     }

@@ -31,6 +31,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     /// nil if the client has the interrupt controllers.
     private(set) var apic: LocalAPIC?
     private(set) var timerSlot: TimerSlot!
+    /// Lets the owner look for signals that its thread blocks.
+    private(set) var signalCheckSlot: TimerSlot!
     /// Takes part in grace periods of guest memory and translated code while inside guest code.
     private var memoryReader: MemoryReader!
 
@@ -50,10 +52,14 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var pendingAccess: ClientRequest?
     /// `KVM_SET_SIGNAL_MASK`: the signals blocked during `KVM_RUN`.
     var signalMask: UInt64?
+    /// A handler of the client has run during this `KVM_RUN`. Written by the owner's thread, also in a signal handler.
+    let tookHostSignal = Atomic<Bool>(false)
     /// `KVM_RUN` got past its first checks once; CPUID is fixed from then on.
     var hasRun = false
     /// A hypercall of another vCPU ended HLT.
     var isUnhalted = false
+    /// Entries into guest code.
+    var entryCount: UInt64 = 0
     /// Vector of the last SIPI, for `KVM_GET_VCPU_EVENTS`.
     var startupVector: UInt8 = 0
 
@@ -70,13 +76,15 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
         memoryReader = MemoryReader(vm.domain, processor)
-        timerSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
+        timerSlot = TimerSlot { [unowned(unsafe) self] _ in signal(.timer) }
         if vm.router != nil {
             apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self)
             apic?.tscFrequencyKilohertz = vm.tscKilohertz
         }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)
         vm.timers.add(timerSlot)
+        signalCheckSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
+        vm.timers.add(signalCheckSlot)
     }
 
     deinit { runMemory.deallocate() }
@@ -133,6 +141,8 @@ struct VCPUSignals: OptionSet, Sendable {
     static let nmi = Self(rawValue: 1 << 0)
     /// The machine's clock was set: write the guest's structures anew.
     static let clockChanged = Self(rawValue: 1 << 1)
+    /// The deadline of the local APIC's timer has passed.
+    static let timer = Self(rawValue: 1 << 2)
 }
 
 extension UserspaceVCPU: RequestTarget {

@@ -47,10 +47,12 @@ public struct CPUState {
     /// What is added to the host's time-stamp counter; what RDTSCP leaves in ECX.
     @inlinable public static var timeStampOffsetOffset: Int { 0x768 }
     @inlinable public static var timeStampAuxiliaryOffset: Int { 0x770 }
+    /// Mirrors of system registers for translated code; see `SystemMirror`.
+    @inlinable public static var systemMirrorOffset: Int { 0xC00 }
     /// 32 bits: an interrupt waits for IF to be set.
     @inlinable public static var interruptWindowOffset: Int { 0x760 }
-    /// Sixteen addends that a block found at its first access to a group of neighbours.
-    @inlinable public static var addendsOffset: Int { 0x780 }
+    /// Host addresses of up to sixteen groups of neighbouring accesses of the running block.
+    @inlinable public static var groupAddressesOffset: Int { 0x780 }
     /// Executable addresses of translated code (start, end) and of the routine faults are redirected to.
     @inlinable public static var codeRangeOffset: Int { 0x700 }
     /// The `Processor` object, unretained.

@@ -89,13 +89,14 @@ public enum ControlRegisterRules {
         return (new ^ old) & EFER.longModeEnable == 0 || cr0 & CR0.paging == 0
     }
 
-    /// Whether the four registers agree with each other, as when a client sets all of them.
+    /// Whether the registers agree with each other, as when a client sets all of them.
+    ///
+    /// As KVM, it does not ask that PCIDs are off outside long mode.
     public static func areConsistent(cr0: UInt64, cr4: UInt64, efer: UInt64) -> Bool {
         if !isValidCR0(cr0) { return false }
         let isLong = efer & EFER.longModeEnable != 0 && cr0 & CR0.paging != 0
         if isLong != (efer & EFER.longModeActive != 0) { return false }
-        if isLong && cr4 & CR4.physicalAddressExtension == 0 { return false }
-        return isLong || cr4 & CR4.processContextIdentifiers == 0
+        return !isLong || cr4 & CR4.physicalAddressExtension != 0
     }
 
     /// Whether XCR0 may hold `value` if the processor supports `supported`.

@@ -47,25 +47,22 @@ public struct DecodedInstruction: Sendable {
 
     public enum Encoding: UInt8, Sendable { case legacy, vex, other }
 
-    /// An explicit or implicit operand.
+    /// An explicit or implicit operand, packed: translation copies many of them.
     public struct Operand: Sendable {
         public var kind: Kind = .none
-        /// Hidden operands are implied by the opcode and not written in assembly.
-        public var isHidden = false
-        public var isRead = false
-        public var isWritten = false
         /// Where the instruction names it.
         public var place: Place = .implied
+        private var properties = Properties()
+        private var segment: SegmentRegister = .ds
         /// The size in bits.
         public var size: UInt16 = 0
-        /// For `.register`.
-        public var register: ZydisRegister = ZYDIS_REGISTER_NONE
-        /// For `.memory`.
-        public var memory = MemoryOperand()
-        /// For `.immediate` the sign- or zero-extended value; for `.pointer` the offset, with the selector in `selector`.
-        public var immediate: UInt64 = 0
-        public var isRelative = false
-        public var selector: UInt16 = 0
+        /// A register, or the selector of a far pointer.
+        private var name: UInt16 = 0
+        private var base: UInt8 = MemoryOperand.none
+        private var index: UInt8 = MemoryOperand.none
+        private var scale: UInt8 = 0
+        /// A displacement, an immediate, or the offset of a far pointer.
+        private var value: UInt64 = 0
 
         public init() {}
 
@@ -73,6 +70,74 @@ public struct DecodedInstruction: Sendable {
 
         /// The field of the encoding that holds an operand.
         public enum Place: UInt8, Sendable { case implied, modrmReg, modrmRM, opcode, vexV, immediate }
+
+        private struct Properties: OptionSet {
+            var rawValue: UInt8 = 0
+            static var hidden: Self { Self(rawValue: 1) }
+            static var read: Self { Self(rawValue: 2) }
+            static var written: Self { Self(rawValue: 4) }
+            static var relative: Self { Self(rawValue: 8) }
+            static var addressOnly: Self { Self(rawValue: 16) }
+
+            subscript(_ property: Self) -> Bool {
+                get { contains(property) }
+                set { if newValue { formUnion(property) } else { subtract(property) } }
+            }
+        }
+
+        /// Hidden operands are implied by the opcode and not written in assembly.
+        public var isHidden: Bool {
+            get { properties[.hidden] }
+            set { properties[.hidden] = newValue }
+        }
+        public var isRead: Bool {
+            get { properties[.read] }
+            set { properties[.read] = newValue }
+        }
+        public var isWritten: Bool {
+            get { properties[.written] }
+            set { properties[.written] = newValue }
+        }
+        public var isRelative: Bool {
+            get { properties[.relative] }
+            set { properties[.relative] = newValue }
+        }
+        /// For `.register`.
+        public var register: ZydisRegister {
+            get { ZydisRegister(UInt32(name)) }
+            set { name = UInt16(truncatingIfNeeded: newValue.rawValue) }
+        }
+        /// For `.pointer`.
+        public var selector: UInt16 {
+            get { name }
+            set { name = newValue }
+        }
+        /// For `.immediate` the sign- or zero-extended value; for `.pointer` the offset, with the selector in `selector`.
+        public var immediate: UInt64 {
+            get { value }
+            set { value = newValue }
+        }
+        /// For `.memory`.
+        public var memory: MemoryOperand {
+            get {
+                var result = MemoryOperand()
+                result.segment = segment
+                result.base = base
+                result.index = index
+                result.scale = scale
+                result.displacement = Int64(bitPattern: value)
+                result.isAddressOnly = properties[.addressOnly]
+                return result
+            }
+            set {
+                segment = newValue.segment
+                base = newValue.base
+                index = newValue.index
+                scale = newValue.scale
+                value = UInt64(bitPattern: newValue.displacement)
+                properties[.addressOnly] = newValue.isAddressOnly
+            }
+        }
     }
 
     /// The parts of an effective address.

@@ -97,8 +97,9 @@ public struct PendingEvent: Equatable, Sendable {
     public var kind: Kind
     public var vector: UInt8
     public var errorCode: UInt32?
-    /// CR2 or DR6 bits, applied when the event is delivered.
-    public var payload: UInt64
+    /// CR2 of a page fault or DR6 bits of a debug exception, applied when the event is delivered; nil if there are none,
+    /// or the registers have them already.
+    public var payload: UInt64?
 
     public enum Kind: UInt8, Sendable {
         case externalInterrupt, nonMaskableInterrupt, exception
@@ -108,7 +109,7 @@ public struct PendingEvent: Equatable, Sendable {
         case softwareException
     }
 
-    public init(kind: Kind, vector: UInt8, errorCode: UInt32? = nil, payload: UInt64 = 0) {
+    public init(kind: Kind, vector: UInt8, errorCode: UInt32? = nil, payload: UInt64? = nil) {
         self.kind = kind
         self.vector = vector
         self.errorCode = errorCode
@@ -116,7 +117,9 @@ public struct PendingEvent: Equatable, Sendable {
     }
 
     public init(_ exception: GuestException) {
+        let hasPayload = exception.vector == 14 || exception.vector == 1 && exception.payload != 0
         self.init(
-            kind: .exception, vector: exception.vector, errorCode: exception.errorCode, payload: exception.payload)
+            kind: .exception, vector: exception.vector, errorCode: exception.errorCode,
+            payload: hasPayload ? exception.payload : nil)
     }
 }

@@ -54,6 +54,21 @@ private final class Progress: Sendable {
         #expect(try directory.shell("find . -mindepth 1 -not -name .lock -not -name output") == "")
     }
 
+    /// What a build that was killed has left is removed by the next one; nothing else is.
+    @Test func aKilledBuildIsCleanedUp() throws {
+        let directory = try TemporaryDirectory()
+        _ = try directory.shell("mkdir -p .build-abcdef/kernel/boot other && touch .build-abcdef/kernel/boot/vmlinuz")
+        _ = try directory.shell("ln -s ../other .build-abcdef/link && touch other/file")
+        _ = try GuestCache(directory: directory.path).guest(.cloud, report: { _ in }) { _ in
+            GuestFiles(kernel: [1], initramfs: [2], manifest: "linux 6.1\n")
+        }
+        #expect(
+            try directory.shell("find . -type f -not -name output | sort").split(separator: "\n") == [
+                "./.lock", "./cloud/initramfs.cpio", "./cloud/manifest", "./cloud/vmlinuz", "./other/file"
+            ])
+        #expect(try directory.shell("ls -d .build-* 2>/dev/null || true") == "")
+    }
+
     @Test func aGuestWithoutManifestIsIncomplete() throws {
         let directory = try TemporaryDirectory()
         _ = try directory.shell("mkdir cloud && touch cloud/vmlinuz cloud/initramfs.cpio")

@@ -4,8 +4,8 @@ import Testing
 
 /// The same bare guests on Martlet's core and on QEMU's translator, for what user space cannot execute natively.
 ///
-/// Each guest prints one line for each check. Lines that differ must be in ``AcceptedDifference/all``, and every entry
-/// there must be needed.
+/// Each guest prints one line for each check. Lines that differ must be in ``AcceptedDifference/all``, and with the version
+/// of QEMU that it was made for, every entry there must be needed.
 @Suite(
     .serialized, .timeLimit(.minutes(10)),
     .enabled(if: GuestAssembler.isAvailable, Comment(rawValue: GuestAssembler.missing)),
@@ -23,17 +23,19 @@ struct BareGuestTests {
             "\(martlet.outputText.suffix(500))\(martlet.errorText)")
         #expect(qemu.wait() == .exited(guest.ending.qemuStatus), "\(qemu.outputText.suffix(500))\(qemu.errorText)")
         let differences = Difference.between(martlet: martlet.outputText, qemu: qemu.outputText)
-        var unused = AcceptedDifference.all.filter { $0.guest == guest.name }
-        for difference in differences {
-            if let index = unused.firstIndex(where: { $0.covers(difference) }) {
-                if !unused[index].coversMany { unused.remove(at: index) }
-            } else {
-                Issue.record("\(guest.name): \(difference)")
-            }
+            .filter { !$0.isLeftToTheManual }
+        let accepted = AcceptedDifference.all.filter { $0.guest == guest.name }
+        for difference in differences where !accepted.contains(where: { $0.covers(difference) }) {
+            Issue.record("\(guest.name): \(difference)")
         }
-        for entry in unused where !differences.contains(where: entry.covers) {
-            Issue.record("\(guest.name): no difference any more: \(entry.title)")
+        // Other versions of QEMU have other faults.
+        for part in accepted.flatMap({ $0.unused(by: differences) })
+        where QEMU.version == AcceptedDifference.qemuVersion {
+            Issue.record("\(guest.name): no difference any more: '\(part)'")
         }
+        print(
+            "\(guest.testDescription): \(martlet.output.occurrences(of: "\n")) lines, \(differences.count) accepted differences"
+        )
     }
 }
 
@@ -52,13 +54,19 @@ struct BareGuest: CustomTestStringConvertible, Sendable {
 
     var name: String
     var cpus = 1
+    /// The source's symbol VARIANT.
+    var variant = 0
     var ending = Ending.finished
 
-    var testDescription: String { name }
+    var testDescription: String { ending == .shutdown ? "\(name) \(variant)" : name }
 
-    static let all: [BareGuest] = [
-        .init(name: "paging")
-    ]
+    static let all: [BareGuest] =
+        [
+            .init(name: "paging"), .init(name: "legacy"), .init(name: "tlb"), .init(name: "exceptions"),
+            .init(name: "debug"), .init(name: "control"), .init(name: "segments"), .init(name: "transfers"),
+            .init(name: "protected"), .init(name: "tasks"), .init(name: "real"), .init(name: "modes"),
+            .init(name: "selfmod"), .init(name: "interrupts"), .init(name: "smp", cpus: 2)
+        ] + [0, 1, 2, 3, 4, 5, 10, 11, 12].map { .init(name: "shutdown", variant: $0, ending: .shutdown) }
 
     static let directory = {
         let file = #filePath
@@ -68,7 +76,8 @@ struct BareGuest: CustomTestStringConvertible, Sendable {
     func kernel(in scratch: ScratchDirectory) throws -> String {
         let source = try #require(ScratchDirectory.contents(of: "\(Self.directory)/\(name).s"))
         return try GuestAssembler.kernel(
-            String(decoding: source, as: UTF8.self), name: name, in: scratch, includes: String(Self.directory))
+            String(decoding: source, as: UTF8.self), name: name, in: scratch, includes: String(Self.directory),
+            definitions: ["VARIANT": variant])
     }
 }
 
@@ -96,6 +105,14 @@ enum QEMU {
 
     private static var program: String { "/usr/bin/qemu-system-x86_64" }
 
+    /// Its version up to the second point.
+    static let version: String = {
+        guard let child = try? ChildProcess([program, "--version"]), child.wait() == .exited(0),
+            let word = child.outputText.split(separator: " ").first(where: { $0.first?.isNumber == true })
+        else { return "" }
+        return word.split(separator: ".").prefix(2).joined(separator: ".")
+    }()
+
     static func start(_ kernel: String, cpus: Int) throws -> ChildProcess {
         // The makers' processors differ, and Martlet's is the host's.
         let information = ScratchDirectory.contents(of: "/proc/cpuinfo") ?? []
@@ -114,6 +131,13 @@ struct Difference: CustomStringConvertible {
     var qemu: String
 
     var description: String { "Martlet '\(martlet)', QEMU '\(qemu)'" }
+
+    /// A check that QEMU was not asked for, and that ended on Martlet as the guest demands.
+    var isLeftToTheManual: Bool {
+        let (qemuEnd, martletEnd) = (" left to the manual", " as expected")
+        return qemu.hasSuffix(qemuEnd) && martlet.hasSuffix(martletEnd)
+            && qemu.dropLast(qemuEnd.count) == martlet.dropLast(martletEnd.count)
+    }
 
     static func between(martlet: String, qemu: String) -> [Difference] {
         let left = martlet.split(separator: "\n").map(String.init)

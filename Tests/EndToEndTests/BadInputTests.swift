@@ -1,5 +1,6 @@
 import DefaultGuest
 import Glibc
+import Machine
 import TestSupport
 import Testing
 
@@ -36,6 +37,8 @@ extension EndToEnd {
             (["--memory", "-1M"], ["--memory"]),
             (["--memory", "512X"], ["512X"]),
             (["--memory", "99999999999999999999G"], ["99999999999999999999G"]),
+            (["--memory", "size="], ["size=", "512M"]),
+            (["--memory", "1.5G"], ["1.5G", "512M"]),
             (["--memory", "size=1G,size=2G"], ["twice"]),
             (["--memory", "size=1G,colour=blue"], ["colour"]),
             (["--cpus", "0"], ["--cpus", "0 processors", "1 to 254"]),
@@ -50,6 +53,8 @@ extension EndToEnd {
             (["--cpus", "boot=1,boot=2"], ["twice"]),
             (["--unpack", "nobody"], ["nobody", "host", "guest"]),
             (["--kernel"], ["--kernel"]),
+            (["--kernel", ""], ["kernel ''", "--kernel"]),
+            (["--kernel", "/dev/null", "--kernel"], ["--kernel"]),
             (["--colour", "blue"], ["--colour"]),
             (["extra"], ["extra"])
         ])
@@ -74,23 +79,20 @@ extension EndToEnd {
             try expect([elf, "truncated"], ["run", "--kernel", elf])
         }
 
-        /// To root every file is readable.
-        @Test(.enabled(if: geteuid() != 0, "root may read every file"))
-        func unreadableKernel() throws {
-            let scratch = ScratchDirectory()
-            let path = scratch.write([1], to: "secret")
-            chmod(path, 0)
-            try expect([path, "Permission denied"], ["run", "--kernel", path])
-        }
-
         @Test(.needsGuests, arguments: GuestFlavour.allCases)
         func damagedKernels(flavour: GuestFlavour) throws {
             let scratch = ScratchDirectory()
             let guest = try #require(MartletCommand.guest(flavour))
             let kernel = try #require(ScratchDirectory.contents(of: guest.kernel.string))
-            for count in [0x180, 0x210, 0x260, 10_000, kernel.count / 2, kernel.count * 9 / 10] {
+            // The signature behind the kernel proper does not count.
+            let size = try kernel.span.bytes.kernelByteCount
+            #expect(size < kernel.count && size > kernel.count - 10_000)
+            for (count, part) in [
+                (0x180, "without a Linux header"), (0x206, "truncated"), (0x260, "truncated"), (10_000, "truncated"),
+                (size / 2, "truncated"), (size - 16, "truncated")
+            ] {
                 let path = scratch.write(Array(kernel[..<count]), to: "truncated-\(count)")
-                try expect([path], ["run", "--kernel", path])
+                try expect([path, part], ["run", "--kernel", path])
             }
             for fraction in [3, 5, 7] {
                 var damaged = kernel
@@ -110,6 +112,8 @@ extension EndToEnd {
             try expect([none, "No such file"], ["run", "--kernel", kernel, "--initramfs", none])
             let empty = scratch.write([], to: "empty")
             try expect([empty, "empty"], ["run", "--kernel", kernel, "--initramfs", empty])
+            try expect(
+                [scratch.path, "Is a directory"], ["run", "--kernel", kernel, "--initramfs", scratch.path])
             for size in [100 << 20, 300 << 20] {
                 let large = scratch.write([], to: "large")
                 truncate(large, size)
@@ -118,10 +122,18 @@ extension EndToEnd {
             }
         }
 
-        @Test(.needsGuests, arguments: ["4K", "1M", "8M", "32M", "33T", "1000000T"])
-        func memory(size: String) throws {
+        @Test(
+            .needsGuests,
+            arguments: [
+                ("4K", ["4 KiB of memory", "at least 4 MiB", "--memory"]),
+                ("1M", ["1 MiB of memory", "at least 4 MiB", "--memory"]),
+                ("8M", ["vmlinuz", "8 MiB", "more memory (--memory)"]),
+                ("32M", ["vmlinuz", "32 MiB", "more memory (--memory)"]),
+                ("33T", ["33T of memory", "32T", "--memory"]), ("1000000T", ["1000000T of memory", "32T", "--memory"])
+            ])
+        func memory(size: String, parts: [String]) throws {
             let kernel = try #require(MartletCommand.guest(.cloud)).kernel.string
-            try expect(["memory"], ["run", "--kernel", kernel, "--memory", size])
+            try expect(parts, ["run", "--kernel", kernel, "--memory", size])
         }
 
         /// More than the host can map, though a guest could address it.
@@ -143,6 +155,26 @@ extension EndToEnd {
                 ["run", "--kernel", kernel, "--cmdline", String(repeating: "x", count: 3000)])
         }
 
+        /// As a user whom the permissions hold back.
+        @Test(.enabled(if: OrdinaryUser.isAvailable, OrdinaryUser.missing))
+        func unreadableFiles() throws {
+            let (scratch, home) = (ScratchDirectory(), ScratchDirectory())
+            chmod(scratch.path, 0o755)
+            let kernel = scratch.write(BareGuest.elf(BareGuest.powerOff), to: "kernel")
+            let secret = scratch.write([1], to: "secret")
+            chmod(secret, 0)
+            for (arguments, option) in [
+                (["--kernel", secret], "--kernel"), (["--kernel", kernel, "--initramfs", secret], "--initramfs")
+            ] {
+                let child = try OrdinaryUser.start(["run", "--memory", "16M"] + arguments, home: home)
+                #expect(child.wait() == .exited(2), Boot.account(child))
+                #expect(child.errors.occurrences(of: "\n") == 1, Boot.account(child))
+                for part in [secret, "Permission denied", option] {
+                    #expect(child.errorText.contains(part), "\(part): \(child.errorText)")
+                }
+            }
+        }
+
         @Test(
             .needsGuests,
             arguments: [["run"], ["run", "--append", "martlet.batch"], ["doctor"], ["--help"], ["guest", "list"]])
@@ -159,5 +191,12 @@ extension EndToEnd {
             #expect(child.errors.occurrences(of: "\n") == 1)
             #expect(scratch.names.isEmpty)
         }
+    }
+}
+
+extension RawSpan {
+    /// Where the kernel in a bzImage ends, by its header.
+    fileprivate var kernelByteCount: Int {
+        get throws { try SetupHeader(parsing: self).protectedMode(in: self).upperBound }
     }
 }

@@ -44,6 +44,54 @@ extension EndToEnd {
             #expect(!child.hasLeftProcesses)
         }
 
+        /// What cannot be executed is no fault of the host's: the guest jumps to where there is no memory.
+        @Test func anInternalErrorShowsTheRegisters() throws {
+            let code: [UInt8] = [0xB8, 0x00, 0x00, 0x00, 0xD0, 0xFF, 0xE0]  // mov eax, 0xD0000000; jmp eax
+            let child = try Boot.start(arguments(BareGuest.print("x") + code, ["--cpus", "2"]))
+            #expect(child.wait() == .exited(4), Boot.account(child))
+            #expect(child.outputText == "x")
+            for part in ["vCPU 0:", "RAX=00000000d0000000", "RIP=00000000d0000000", "internal error"] {
+                #expect(child.errorText.contains(part), "\(part): \(child.errorText)")
+            }
+            #expect(!child.hasLeftProcesses)
+        }
+
+        /// Page tables where there is no memory.
+        @Test func aGuestThatLosesItsPageTables() throws {
+            // mov eax, 0xD0000000; mov cr3, eax; mov eax, 0x80000011; mov cr0, eax
+            let code: [UInt8] = [
+                0xB8, 0x00, 0x00, 0x00, 0xD0, 0x0F, 0x22, 0xD8, 0xB8, 0x11, 0x00, 0x00, 0x80, 0x0F, 0x22, 0xC0
+            ]
+            let child = try Boot.start(arguments(code))
+            #expect(child.wait() == .exited(3), Boot.account(child))
+            #expect(child.errorText.contains("CR3=00000000d0000000"), Boot.account(child))
+        }
+
+        /// The host fails while the guest runs: a full disk.
+        @Test(.enabled(if: access("/dev/full", W_OK) == 0, "needs /dev/full"))
+        func aFullDiskIsAHostFailure() throws {
+            let full = open("/dev/full", O_WRONLY | O_CLOEXEC)
+            defer { close(full) }
+            let child = try Boot.start(arguments(Self.chatter), output: .descriptor(full))
+            #expect(child.wait() == .exited(1), Boot.account(child))
+            #expect(child.errors.occurrences(of: "\n") == 1, Boot.account(child))
+            #expect(child.errorText.contains("No space left on device"), Boot.account(child))
+        }
+
+        /// The host has no room for the stacks of so many threads.
+        @Test func noThreadsIsAHostFailure() throws {
+            let command = try #require(MartletCommand.path)
+            let kernel = scratch.write(BareGuest.elf(BareGuest.idle), to: "kernel")
+            let child = try ChildProcess([
+                "/bin/sh", "-c", "ulimit -v 1800000; exec \"$0\" run --kernel \"$1\" --memory 16M --cpus 254", command,
+                kernel
+            ])
+            #expect(child.wait() == .exited(1), Boot.account(child))
+            #expect(child.errors.occurrences(of: "\n") == 1, Boot.account(child))
+            #expect(child.errorText.contains("fewer processors (--cpus)"), Boot.account(child))
+            #expect(!child.hasLeftProcesses)
+        }
+
         @Test func aResetCanEndTheRun() throws {
             let child = try Boot.start(arguments(BareGuest.print("r") + BareGuest.reset, ["--no-reboot"]))
             #expect(child.wait() == .exited(0))
@@ -96,6 +144,17 @@ extension EndToEnd {
             #expect(session.waits(for: "up"), session.account)
             session.type("\u{1}x")
             #expect(session.waitForEnd() == .exited(0))
+        }
+
+        /// The end of input is no end for the terminal either: it hangs up, and the guest runs on.
+        @Test func withoutInputAtAll() throws {
+            let command = try #require(MartletCommand.path)
+            let kernel = scratch.write(BareGuest.elf(BareGuest.print("up") + BareGuest.powerOff), to: "kernel")
+            let child = try ChildProcess([
+                "/bin/sh", "-c", "exec \"$0\" run --kernel \"$1\" --memory 16M <&-", command, kernel
+            ])
+            #expect(child.wait() == .exited(0), Boot.account(child))
+            #expect(child.outputText == "up")
         }
 
         @Test func aReaderThatLeavesEndsTheRun() throws {

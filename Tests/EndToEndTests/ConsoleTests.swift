@@ -67,6 +67,17 @@ extension EndToEnd {
             #expect(child.output.occurrences(of: "\nstillhere") == 1, Boot.account(child))
         }
 
+        /// What is in the pipe before the guest is there waits for it.
+        @Test func aPipeTypesAhead() throws {
+            let child = try Boot.start(Boot.arguments(), input: .pipe)
+            child.send((1...300).map { "echo $((1000*\($0)))\n" }.joined() + "exit\n")
+            child.closeInput()
+            #expect(child.wait() == .exited(0), Boot.account(child))
+            let numbers = child.outputText.split(whereSeparator: \.isNewline).compactMap { Int($0) }
+            #expect(numbers == (1...300).map { 1000 * $0 }, Boot.account(child))
+            #expect(child.errors.isEmpty, "\(child.errorText)")
+        }
+
         /// A guest without input runs on.
         @Test func theEndOfInputEndsNothing() throws {
             let child = try Boot.start(Boot.arguments(), input: .empty)

@@ -4,6 +4,7 @@ import Host
 import RCU
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 
 @Suite struct DirtyLogTests {
@@ -103,7 +104,7 @@ import Testing
         guest.running.add(3)
         let threads = try (0..<3).map { number in
             try HostThread(name: "guest") {
-                var random = Random(seed: seed &+ UInt64(number))
+                var random = SeededGenerator(seed: seed &+ UInt64(number))
                 let reader = RCUReader(domain)
                 reader.online()
                 for _ in 0..<100_000 {

@@ -3,6 +3,7 @@ import GuestMemory
 import Host
 import RCU
 import SystemPackage
+import TestSupport
 import Testing
 
 /// The slots as a plain list, with KVM's rules written down a second time.
@@ -50,7 +51,7 @@ private struct Model {
     /// Seeded changes against the model, while readers look frames up.
     @Test func randomChangesMatchTheModel() throws {
         let seed = runSeed("slots")
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         let domain = RCUDomain()
         let memory = GuestMemory(domain: domain, initialGeneration: (1 << 63) - 1000)
         try memory.set(Self.permanent)
@@ -129,7 +130,7 @@ private struct Model {
     }
 
     /// A request that is often possible.
-    private static func change(_ model: Model, _ random: inout Random) -> UserMemoryRegion {
+    private static func change(_ model: Model, _ random: inout SeededGenerator) -> UserMemoryRegion {
         if random.oneIn(8) {
             var region = model.slots[permanent.slot]!
             region.flags ^= 1
@@ -160,7 +161,7 @@ private struct Model {
         _ memory: GuestMemory, _ domain: RCUDomain, seed: UInt64, until isOver: Flag, _ wrong: Counter,
         _ lookups: Counter
     ) {
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         var cache = MemorySlotCache()
         let reader = RCUReader(domain)
         reader.online()

@@ -1,5 +1,6 @@
 import Interrupts
 import Synchronization
+import TestSupport
 
 /// A local APIC with a host that records what it is told.
 final class TestVCPU: LocalAPICHost, @unchecked Sendable {
@@ -106,24 +107,7 @@ final class Recorder<Value: Sendable>: Sendable {
     func append(_ value: Value) { storage.withLock { $0.append(value) } }
 }
 
-/// SplitMix64: a seed gives the same numbers everywhere.
-struct SeededGenerator: RandomNumberGenerator {
-    private var state: UInt64
-    let seed: UInt64
-
-    init(seed: UInt64 = .random(in: 0 ... .max)) {
-        self.seed = seed
-        state = seed
-    }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-        return z ^ z >> 31
-    }
-
+extension SeededGenerator {
     /// A number whose magnitude is random too, and often a limit.
     mutating func value() -> UInt64 {
         switch next() % 6 {

@@ -1,4 +1,5 @@
 import Interrupts
+import TestSupport
 import Testing
 
 /// Random accesses of a hostile guest and a hostile client: nothing may trap, and what must hold holds after each step.

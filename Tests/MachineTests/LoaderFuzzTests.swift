@@ -1,4 +1,5 @@
 import Machine
+import TestSupport
 import Testing
 
 /// Kernels with random damage load or fail with a ``BootError``; nothing traps.

@@ -1,6 +1,7 @@
 import Host
 import RCU
 import Synchronization
+import TestSupport
 import Testing
 
 @Suite struct DomainTests {

@@ -3,6 +3,7 @@ import Glibc
 import Host
 import RCU
 import Synchronization
+import TestSupport
 import Testing
 
 /// One reader and one writer that meet as often as possible at the instants that fences or barriers are for.
@@ -34,12 +35,12 @@ import Testing
     private struct SlowWrites: ~Copyable {
         private static let byteCount = 64 << 20
         private let memory: MemoryMapping
-        private var random: Random
+        private var random: SeededGenerator
 
         init(seed: UInt64) throws {
             memory = try .anonymous(byteCount: Self.byteCount)
             memory.baseAddress.initializeMemory(as: UInt8.self, repeating: 1, count: Self.byteCount)
-            random = Random(seed: seed)
+            random = SeededGenerator(seed: seed)
         }
 
         mutating func write() {
@@ -109,7 +110,7 @@ import Testing
         alarm(60)
         defer { alarm(0) }
         let reader = try HostThread(name: "reader") {
-            var random = Random(seed: seed)
+            var random = SeededGenerator(seed: seed)
             var writes = try! SlowWrites(seed: seed)
             for round in 1...rounds {
                 kind.withReadSection(domain) { _ in

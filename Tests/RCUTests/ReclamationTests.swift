@@ -2,6 +2,7 @@ import Glibc
 import Host
 import RCU
 import Synchronization
+import TestSupport
 import Testing
 
 /// What the domains of all kinds promise.
@@ -116,7 +117,7 @@ import Testing
         let begun = Counter()
         let readers = try (0..<3).map { number in
             try HostThread(name: "reader") {
-                var random = Random(seed: seed &+ UInt64(number))
+                var random = SeededGenerator(seed: seed &+ UInt64(number))
                 begun.add(1)
                 while !stop.isSet {
                     kind.withReadSection(domain) { _ in

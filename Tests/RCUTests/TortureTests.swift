@@ -2,6 +2,7 @@ import Glibc
 import Host
 import RCU
 import Synchronization
+import TestSupport
 import Testing
 
 /// One published object. Its age counts what has happened since it was unlinked: 0 published, 1 unlinked, then one more
@@ -59,7 +60,7 @@ private final class Torture: @unchecked Sendable {
 
     /// Reads until the time is over.
     func read(seed: UInt64) {
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         while !isOver {
             switch kind {
             case .quiescentState: readBetweenQuiescentStates(&random)
@@ -70,7 +71,7 @@ private final class Torture: @unchecked Sendable {
     }
 
     /// Comes and goes as a reader.
-    private func readBetweenQuiescentStates(_ random: inout Random) {
+    private func readBetweenQuiescentStates(_ random: inout SeededGenerator) {
         let reader = RCUReader(domain as! RCUDomain)
         for _ in 0..<Int.random(in: 1...20, using: &random) where !isOver {
             reader.online()
@@ -88,7 +89,7 @@ private final class Torture: @unchecked Sendable {
     /// Reads on a thread that is new and soon ends.
     private func readOnPassingThread(_ seed: UInt64) {
         let thread = try? HostThread(name: "passing") { [self] in
-            var random = Random(seed: seed)
+            var random = SeededGenerator(seed: seed)
             for _ in 0..<Int.random(in: 1...3000, using: &random) where random.oneIn(64) ? !isOver : true {
                 ThreadRCU.withReadSection { section in
                     look(section, &random)
@@ -103,7 +104,7 @@ private final class Torture: @unchecked Sendable {
         thread?.join()
     }
 
-    private func readAndBlock(_ random: inout Random) {
+    private func readAndBlock(_ random: inout SeededGenerator) {
         let domain = domain as! SRCUDomain
         domain.withReadSection { section in
             look(section, &random)
@@ -117,7 +118,7 @@ private final class Torture: @unchecked Sendable {
         if random.oneIn(300) { nap(&random) }
     }
 
-    private func look(_ section: borrowing ReadSection, _ random: inout Random) {
+    private func look(_ section: borrowing ReadSection, _ random: inout SeededGenerator) {
         sections.add(1)
         guard let element = current.load(in: section) else { return }
         for _ in 0..<(random.oneIn(50) ? 2000 : Int.random(in: 1...20, using: &random)) {
@@ -128,14 +129,14 @@ private final class Torture: @unchecked Sendable {
         if element.pointee.age.load(ordering: .relaxed) >= 2 { tooOld.add(1) }
     }
 
-    private func nap(_ random: inout Random) {
+    private func nap(_ random: inout SeededGenerator) {
         usleep(UInt32.random(in: 1...300, using: &random))
     }
 
     // MARK: Writers
 
     func write(seed: UInt64) {
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         let reader = (domain as? RCUDomain).map { QuiescentReader($0) }
         while !isOver {
             let new = make(Int.random(in: 0..<1 << 40, using: &random))
@@ -201,7 +202,7 @@ private final class QuiescentReader {
 @Suite(.serialized) struct TortureTests {
     @Test(arguments: DomainKind.allCases) func readersNeverSeeWhatAGracePeriodHasPassed(kind: DomainKind) throws {
         let seed = runSeed("torture \(kind)")
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         let torture = Torture(kind, seconds: stressSeconds(0.7))
         var threads: [HostThread] = []
         for _ in 0..<6 {

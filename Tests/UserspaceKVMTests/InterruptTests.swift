@@ -36,14 +36,19 @@ import UserspaceKVM
         #expect(inService == 1 << 5)
     }
 
+    /// Raises line 4 of a PIC whose vectors begin at 0x20.
+    private func raiseLineThroughPIC(_ machine: VirtualMachine) throws {
+        var pic = try machine.irqChip(.picMaster)
+        pic.chip.pic.irq_base = 0x20
+        pic.chip.pic.imr = 0
+        try machine.setIRQChip(pic)
+        try machine.irqLine(gsi: 4, level: true)
+    }
+
     @Test func lineThroughPIC() throws {
         let small = try SmallMachine(code: Self.haltLoop, hasIRQChip: true)
         small.setHandler(vector: 0x24, code: Self.handler)
-        var pic = try small.machine.irqChip(.picMaster)
-        pic.chip.pic.irq_base = 0x20
-        pic.chip.pic.imr = 0
-        try small.machine.setIRQChip(pic)
-        try small.machine.irqLine(gsi: 4, level: true)
+        try raiseLineThroughPIC(small.machine)
         try expectPortExit(small)
         #expect(try small.machine.irqChip(.picMaster).chip.pic.isr == 1 << 4)
     }
@@ -105,11 +110,7 @@ import UserspaceKVM
     @Test func lineRaisedDuringAnExit() throws {
         let small = try runToWrite()
         small.setHandler(vector: 0x24, code: Self.handler)
-        var pic = try small.machine.irqChip(.picMaster)
-        pic.chip.pic.irq_base = 0x20
-        pic.chip.pic.imr = 0
-        try small.machine.setIRQChip(pic)
-        try small.machine.irqLine(gsi: 4, level: true)
+        try raiseLineThroughPIC(small.machine)
         try expectPortExit(small)
         #expect(small.memory.load(fromByteOffset: 0x7FFA, as: UInt16.self) >= Self.afterWrite)
     }

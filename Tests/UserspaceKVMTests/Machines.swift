@@ -44,6 +44,23 @@ final class SmallMachine {
         try vcpu.setRegisters(registers)
     }
 
+    /// Puts the vCPU into 64-bit mode, with the first GiB mapped to where it is by tables at 0x10000 and 0x11000.
+    ///
+    /// - Parameter change: further changes of the special registers.
+    func enter64BitMode(_ change: (inout SpecialRegisters) -> Void = { _ in }) throws {
+        memory.storeBytes(of: 0x11003, toByteOffset: 0x10000, as: UInt64.self)
+        memory.storeBytes(of: 0x83, toByteOffset: 0x11000, as: UInt64.self)
+        var special = try vcpu.specialRegisters()
+        special.cs.l = 1
+        special.cs.type = 11
+        special.cr0 = 0x8000_0011
+        special.cr3 = 0x10000
+        special.cr4 = 0x20
+        special.efer = 0x500
+        change(&special)
+        try vcpu.setSpecialRegisters(special)
+    }
+
     deinit {
         Watchdog.end()
         memory.deallocate()

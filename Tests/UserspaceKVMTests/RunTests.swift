@@ -256,6 +256,75 @@ import UserspaceKVM
         }
     }
 
+    /// Code where there is no memory cannot be executed.
+    @Test func codeOutsideMemory() throws {
+        // jmp 0xFFFF:0x4010, which is 0x10_4000
+        let small = try SmallMachine(code: [0xEA, 0x10, 0x40, 0xFF, 0xFF])
+        guard case .internalError(let suberror, _) = try small.vcpu.run() else {
+            Issue.record("no internal error: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(suberror == UInt32(KVM_INTERNAL_ERROR_EMULATION))
+        #expect(try small.vcpu.registers().rip == 0x4010)
+    }
+
+    /// Page tables where there is no memory map nothing: here not even the handler of the page fault.
+    @Test(
+        arguments: [
+            // 32-bit paging, PAE, 4 levels
+            (cr4: 0, efer: 0), (cr4: 0x20, efer: 0), (cr4: 0x20, efer: 0x500)
+        ] as [(cr4: UInt64, efer: UInt64)])
+    func pageTablesOutsideMemory(cr4: UInt64, efer: UInt64) throws {
+        let small = try SmallMachine(code: [0xF4])
+        var special = try small.vcpu.specialRegisters()
+        special.cr0 = 0x8000_0011
+        special.cr3 = 0x8000_0000
+        special.cr4 = cr4
+        special.efer = efer
+        try small.vcpu.setSpecialRegisters(special)
+        guard case .shutdown = try small.vcpu.run() else {
+            Issue.record("no shutdown: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(try small.vcpu.specialRegisters().cr2 != 0)
+    }
+
+    /// An entry with an address beyond the width that CPUID tells has a reserved bit.
+    @Test(arguments: [(40, true), (48, false)] as [(UInt32, Bool)])
+    func addressWidth(bits: UInt32, faults: Bool) throws {
+        // mov al,[0x40000000] ; hlt
+        let small = try SmallMachine(code: [0x8A, 0x04, 0x25, 0, 0, 0, 0x40, 0xF4])
+        var leaves = try small.system.supportedCPUID()
+        let index = try #require(leaves.firstIndex { $0.function == 0x8000_0008 })
+        leaves[index].eax = leaves[index].eax & ~0xFF | bits
+        try small.vcpu.setCPUID(leaves)
+        // The second GiB lies at 1 << 45.
+        small.memory.storeBytes(of: 1 << 45 | 0x83, toByteOffset: 0x11008, as: UInt64.self)
+        try small.enter64BitMode()
+        let exit = try small.vcpu.run()
+        switch (exit, faults) {
+        case (.shutdown, true): #expect(try small.vcpu.specialRegisters().cr2 == 0x4000_0000)
+        case (.mmio(let access), false): #expect(access.address == 1 << 45)
+        default: Issue.record("\(exit)")
+        }
+    }
+
+    /// In 64-bit mode the bases of CS, DS, ES and SS that a client sets do not count.
+    @Test func flatSegmentsOf64BitMode() throws {
+        // mov al,[0x2000] ; hlt
+        let small = try SmallMachine(code: [0x8A, 0x04, 0x25, 0x00, 0x20, 0, 0, 0xF4])
+        small.memory[0x2000] = 0x5A
+        try small.enter64BitMode { special in
+            special.cs.base = 0x7000
+            special.ds.base = 0x3000
+        }
+        guard case .hlt = try small.vcpu.run() else {
+            Issue.record("no halt: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(try small.vcpu.registers().rax & 0xFF == 0x5A)
+    }
+
     /// Slots that are deleted while a guest uses them are gone when the call returns.
     @Test func slotsChangeUnderARunningGuest() throws {
         // inc word [0x2000] ; mov ax,0xFFFF ; mov es,ax ; mov ax,es:[0x4010] ; jmp start

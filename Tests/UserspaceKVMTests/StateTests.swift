@@ -81,6 +81,15 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
             { $0.cr4 = 1 << 40 },
             { $0.efer = 0x400 },
             { $0.cs.l = 1 },
+            // VMX, which CPUID does not tell of, and EFER.SVME.
+            { $0.cr4 = 1 << 13 },
+            { $0.efer = 1 << 12 },
+            {
+                $0.cr0 = 0x8000_0011
+                $0.cr4 = 0x20
+                $0.efer = 0x500
+                $0.cr3 = 1 << 48
+            },
             {
                 $0.cr0 = 0x8000_0011
                 $0.efer = 0x100
@@ -92,6 +101,17 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
             #expect(throws: Errno.invalidArgument, "change \(index)") { try small.vcpu.setSpecialRegisters(special) }
             #expect(bytes(try small.vcpu.specialRegisters()) == before, "change \(index)")
         }
+    }
+
+    /// A client that asks what is supported first sets CR4 on a vCPU without CPUID.
+    @Test func featuresWithoutCPUID() throws {
+        let fresh = try SmallMachine().machine.createVCPU(id: 1)
+        var special = try fresh.specialRegisters()
+        special.cr4 = 1 << 17 | 1 << 18 | 1 << 20 | 1 << 21 | 0x7FF
+        try fresh.setSpecialRegisters(special)
+        #expect(try fresh.specialRegisters().cr4 == special.cr4)
+        special.cr4 |= 1 << 13
+        #expect(throws: Errno.invalidArgument) { try fresh.setSpecialRegisters(special) }
     }
 
     @Test func interruptBeingDelivered() throws {
@@ -277,8 +297,7 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
         #expect(throws: Errno.invalidArgument) { try small.vcpu.setEvents(events) }
     }
 
-    @Test func exceptionPayloadNeedsItsCapability() throws {
-        let small = try SmallMachine()
+    private static var pendingPageFault: VCPUEvents {
         var events = VCPUEvents()
         events.exception.pending = 1
         events.exception.nr = 14
@@ -286,10 +305,74 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
         events.exception_has_payload = 1
         events.exception_payload = 0xABCD_E000
         events.flags = UInt32(KVM_VCPUEVENT_VALID_PAYLOAD)
+        return events
+    }
+
+    @Test func exceptionPayloadNeedsItsCapability() throws {
+        let small = try SmallMachine()
+        var events = Self.pendingPageFault
         #expect(throws: Errno.invalidArgument) { try small.vcpu.setEvents(events) }
         try small.machine.enableCapability(.exceptionPayload, 1)
         try small.vcpu.setEvents(events)
-        #expect(try small.vcpu.events().exception_payload == 0xABCD_E000)
+        let pending = try small.vcpu.events()
+        #expect(pending.exception.pending == 1 && pending.exception.injected == 0)
+        #expect(pending.exception_has_payload == 1 && pending.exception_payload == 0xABCD_E000)
+        #expect(try small.vcpu.specialRegisters().cr2 == 0)
+        // Of one that is both, what is pending counts; one that is injected has no payload any more.
+        events.exception.injected = 1
+        try small.vcpu.setEvents(events)
+        #expect(try small.vcpu.events().exception.pending == 1)
+        events.exception.pending = 0
+        try small.vcpu.setEvents(events)
+        let injected = try small.vcpu.events()
+        #expect(injected.exception.pending == 0 && injected.exception.injected == 1)
+        #expect(injected.exception_has_payload == 0)
+    }
+
+    /// Without the capability a client finds the payload in CR2, and what it then writes there stays.
+    @Test func exceptionPayloadWithoutItsCapability() throws {
+        let small = try SmallMachine()
+        try small.machine.enableCapability(.exceptionPayload, 1)
+        try small.vcpu.setEvents(Self.pendingPageFault)
+        try small.machine.enableCapability(.exceptionPayload, 0)
+        let read = try small.vcpu.events()
+        #expect(read.exception.injected == 1 && read.exception.pending == 0 && read.exception_has_payload == 0)
+        var special = try small.vcpu.specialRegisters()
+        #expect(special.cr2 == 0xABCD_E000)
+        special.cr2 = 0x1234_5000
+        try small.vcpu.setSpecialRegisters(special)
+        // The page fault's handler: hlt
+        small.setHandler(vector: 14, code: [0xF4])
+        guard case .hlt = try small.vcpu.run() else {
+            Issue.record("no halt: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(try small.vcpu.registers().rip == 0x3001)
+        #expect(try small.vcpu.specialRegisters().cr2 == 0x1234_5000)
+    }
+
+    /// One instruction goes before the interrupt window, whichever of registers and events is set last.
+    @Test(arguments: [false, true])
+    func interruptShadowIsTakenOver(beforeRegisters: Bool) throws {
+        // nop ; nop ; hlt
+        let small = try SmallMachine(code: [0x90, 0x90, 0xF4])
+        var registers = try small.vcpu.registers()
+        var events = VCPUEvents()
+        events.interrupt.shadow = UInt8(KVM_X86_SHADOW_INT_STI)
+        events.flags = UInt32(KVM_VCPUEVENT_VALID_SHADOW)
+        if beforeRegisters { try small.vcpu.setEvents(events) }
+        registers.rip += 1
+        registers.rflags |= 1 << 9
+        try small.vcpu.setRegisters(registers)
+        if !beforeRegisters { try small.vcpu.setEvents(events) }
+        #expect(try small.vcpu.events().interrupt.shadow == UInt8(KVM_X86_SHADOW_INT_STI))
+        small.vcpu.runArea.run.pointee.request_interrupt_window = 1
+        guard case .irqWindowOpen = try small.vcpu.run() else {
+            Issue.record("no window: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(try small.vcpu.registers().rip == registers.rip + 1)
+        #expect(try small.vcpu.events().interrupt.shadow == 0)
     }
 
     @Test func clock() throws {

@@ -3,6 +3,7 @@ import Host
 import RCU
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 import VCPUTableDesigns
 import VCPUTables
@@ -27,7 +28,7 @@ import VCPUTables
     @Test(arguments: Design.allCases) func readersDuringGrowth(design: Design) throws {
         let seed = runSeed("vCPU table \(design)")
         let deadline = MonotonicClock.nanoseconds() + UInt64(stressSeconds(0.4) * 1e9)
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         alarm(UInt32(stressSeconds(0.4)) + 60)
         defer { alarm(0) }
         let before = Element.alive.load(ordering: .relaxed)
@@ -64,7 +65,7 @@ import VCPUTables
     }
 
     /// Adds elements, in order but with gaps in their ids, and parks and brings back some of those with odd indices.
-    private func write(_ shared: Shared, _ random: inout Random) throws {
+    private func write(_ shared: Shared, _ random: inout SeededGenerator) throws {
         let table = shared.table
         let count = Int.random(in: 1...600, using: &random)
         var parked: [UInt32] = []
@@ -104,7 +105,7 @@ import VCPUTables
         _ reader: some VCPUTableReader<Element>, _ shared: Shared, _ seed: UInt64, _ rounds: Int
     ) {
         let box = shared.failures
-        var random = Random(seed: seed)
+        var random = SeededGenerator(seed: seed)
         var last = 0
         var round = 0
         while round < rounds, !box.isDone.load(ordering: .relaxed) {

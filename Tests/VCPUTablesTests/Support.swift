@@ -1,5 +1,3 @@
-import Glibc
-import Host
 import Synchronization
 import SystemPackage
 import VCPUTableDesigns
@@ -68,31 +66,4 @@ extension VCPUTableReader<Element> {
 
     func id(at index: Int) -> UInt32? { withElement(at: index) { $0.id } }
     func index(ofID id: UInt32) -> Int? { withElement(id: id) { $0.index } }
-}
-
-/// Repeatable pseudo-random numbers (SplitMix64).
-struct Random: RandomNumberGenerator {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
-    }
-}
-
-/// The seed of this run: that of the environment's `MARTLET_SEED`, or a new one; printed, so that a failure can be
-/// repeated.
-func runSeed(_ test: String) -> UInt64 {
-    let seed = getenv("MARTLET_SEED").flatMap { UInt64(String(cString: $0)) } ?? UInt64.random(in: 0...UInt64.max)
-    print("\(test): MARTLET_SEED=\(seed)")
-    return seed
-}
-
-/// How long a stress test runs: what the environment's `MARTLET_STRESS_SECONDS` says, or `usual`.
-func stressSeconds(_ usual: Double) -> Double {
-    getenv("MARTLET_STRESS_SECONDS").flatMap { Double(String(cString: $0)) } ?? usual
 }

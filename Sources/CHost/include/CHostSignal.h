@@ -69,6 +69,10 @@ static inline int martlet_sigaction(int signal, martlet_signal_handler handler, 
 	return sigaction(signal, &action, old);
 }
 
+// The calling thread's place for whatever a signal handler has to find; NULL in a new thread. Async-signal-safe.
+void *martlet_thread_context(void);
+void martlet_set_thread_context(void *context);
+
 static inline martlet_signal_handler martlet_sigaction_handler(const struct sigaction *action)
 {
 	return action->sa_sigaction;

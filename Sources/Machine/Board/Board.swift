@@ -52,7 +52,9 @@ final class Board {
             self.processors = processors
             serial = devices.serial
         } catch {
-            throw .host("the machine cannot be assembled: \(error)")
+            throw .host(
+                "the machine cannot be assembled: \(error); if the host lacks memory, give the guest fewer processors (--cpus)"
+            )
         }
         self.events = events
         self.memory = memory
@@ -69,7 +71,9 @@ final class Board {
                 try processor.start()
             } catch {
                 _ = stop()
-                throw .host("the host has no thread for vCPU \(processor.vcpu.id): \(error)")
+                throw .host(
+                    "the host has no thread for vCPU \(processor.vcpu.id): \(error); raise the limit on threads or memory, "
+                        + "or give the guest fewer processors (--cpus)")
             }
         }
     }

@@ -35,25 +35,36 @@ struct BoardMemory {
         ram = GuestRAM(regions: regions, owner: owner)
     }
 
-    /// Gives every region to `machine` as a slot.
+    /// Gives all RAM to `machine`.
     func attach(to machine: VirtualMachine) throws(Errno) {
-        for (slot, region) in ram.regions.enumerated() {
-            try machine.setUserMemoryRegion(
-                UserMemoryRegion(
-                    slot: UInt32(slot), flags: 0, guest_phys_addr: region.start.value,
-                    memory_size: region.byteCount, userspace_addr: UInt64(region.host.value)))
-        }
+        for slot in slots { try machine.setUserMemoryRegion(slot) }
     }
 
     /// Takes the slots back, so that the mappings can go.
     func detach(from machine: VirtualMachine) {
-        for (slot, region) in ram.regions.enumerated() {
+        for var slot in slots {
+            slot.memory_size = 0
             // Fails only for a slot that was never attached.
-            try? machine.setUserMemoryRegion(
-                UserMemoryRegion(
-                    slot: UInt32(slot), flags: 0, guest_phys_addr: region.start.value, memory_size: 0,
-                    userspace_addr: UInt64(region.host.value)))
+            try? machine.setUserMemoryRegion(slot)
         }
+    }
+
+    /// A slot holds fewer than 2³¹ pages.
+    private static var slotByteCountLimit: UInt64 { 4 << 40 }
+
+    /// The memory slots of the regions.
+    private var slots: [UserMemoryRegion] {
+        var slots: [UserMemoryRegion] = []
+        for region in ram.regions {
+            for offset in stride(from: 0, to: region.byteCount, by: Int(Self.slotByteCountLimit)) {
+                slots.append(
+                    UserMemoryRegion(
+                        slot: UInt32(slots.count), flags: 0, guest_phys_addr: region.start.value + offset,
+                        memory_size: min(Self.slotByteCountLimit, region.byteCount - offset),
+                        userspace_addr: UInt64(region.host.value) + offset))
+            }
+        }
+        return slots
     }
 
     /// Unmaps when it goes. Filled before it is shared.

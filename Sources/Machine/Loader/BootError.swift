@@ -38,11 +38,14 @@ extension BootError: CustomStringConvertible {
         case .noKernel:
             return "no kernel was given; name an x86-64 bzImage (vmlinuz) or ELF vmlinux with --kernel"
         case .unreadable(let file, let name, let errno):
+            let name = name.isEmpty ? "''" : name
             return "\(file.rawValue) \(name) cannot be read: \(errno); give \(file.option) a file you may read"
         case .empty(let file, let name):
             return "\(file.rawValue) \(name) is empty; copy or download it again"
         case .tooLarge(let file, let name, let limit):
-            let advice = file == .initramfs ? "make it smaller or give the guest more memory" : "is it really a kernel?"
+            let advice =
+                file == .initramfs
+                ? "make it smaller or give the guest more memory (--memory)" : "is it really a kernel?"
             return "\(file.rawValue) \(name) is larger than \(describe(byteCount: limit)), the most that can be used; "
                 + advice
         case .outOfHostMemory(let file, let name):

@@ -57,7 +57,18 @@ public struct GuestRAM: Sendable {
         let target = try host(start, UInt64(bytes.byteCount))
         // SAFETY: `host` checked that the range is inside one mapped region.
         bytes.withUnsafeBytes { source in
-            if let base = source.baseAddress { memcpy(target, base, source.count) }
+            if let base = source.baseAddress { Self.copy(base, source.count, to: target) }
+        }
+    }
+
+    /// Copies, but leaves pages alone that hold what they should already: those of fresh memory are zero, as much of a
+    /// kernel is, and only looking at them costs the host no memory.
+    private static func copy(_ source: UnsafeRawPointer, _ byteCount: Int, to target: UnsafeMutableRawPointer) {
+        var done = 0
+        while done < byteCount {
+            let part = min(byteCount - done, 4096 - Int(UInt(bitPattern: target + done) & 4095))
+            if memcmp(target + done, source + done, part) != 0 { memcpy(target + done, source + done, part) }
+            done += part
         }
     }
 
@@ -77,7 +88,13 @@ public struct GuestRAM: Sendable {
     public func zero(at start: GuestPhysicalAddress, byteCount: UInt64) throws(OutsideRAM) {
         let target = try host(start, byteCount)
         // SAFETY: as in `write(_:at:)`.
-        memset(target, 0, Int(byteCount))
+        var done = 0
+        while done < Int(byteCount) {
+            let part = min(Int(byteCount) - done, 4096 - Int(UInt(bitPattern: target + done) & 4095))
+            let bytes = UnsafeRawBufferPointer(start: target + done, count: part)
+            if bytes.contains(where: { $0 != 0 }) { memset(target + done, 0, part) }
+            done += part
+        }
     }
 
     /// A copy of `byteCount` bytes of guest memory.

@@ -50,7 +50,7 @@ extension KernelImageError: CustomStringConvertible {
             return "is damaged: its \(compression.rawValue) payload \(detail); copy or download it again"
         case .payloadTooLarge(let limit):
             return "unpacks to more than the guest's \(describe(byteCount: limit)) of low RAM; "
-                + "give the guest more memory, or copy the kernel again if it should fit"
+                + "give the guest more memory (--memory), or copy the kernel again if it should fit"
         case .outOfHostMemory:
             return
                 "cannot be unpacked: the host is out of memory; free some, or let the guest unpack it (--unpack guest)"

@@ -135,8 +135,8 @@ extension Processor {
             advance(i)
             return
         }
-        // A debug trap follows each iteration.
-        let isStepped = state.systemFlags & RFlags.trap != 0
+        // A debug trap may follow each iteration.
+        let isStepped = state.systemFlags & RFlags.trap != 0 || watchesMemory
         var remaining = state[.rcx] & operation.addressMask
         while remaining != 0 {
             let (count, isLast) = try chunk(isStepped ? 1 : remaining)

@@ -1,4 +1,5 @@
 import CZydis
+import MMU
 import X86
 
 // Control registers, EFER and XCR0. The setters serve instructions; `replaceControlRegisters` serves a client that sets
@@ -14,6 +15,7 @@ extension Processor {
         else { throw .generalProtection() }
         let new = ControlRegisterRules.effectiveCR0(value)
         let changed = old ^ new
+        if changed & CR0.paging != 0 { try checkPointers(cr0: new, cr3: system.cr3, cr4: system.cr4) }
         system.cr0 = new
         if changed & CR0.paging != 0 && system.efer & EFER.longModeEnable != 0 {
             system.efer ^= EFER.longModeActive
@@ -32,6 +34,7 @@ extension Processor {
         if new >> 36 != 0 && !ControlRegisterRules.isValidCR3(new, physicalAddressBits: physicalAddressBits) {
             throw .generalProtection()
         }
+        try checkPointers(cr0: system.cr0, cr3: new, cr4: system.cr4)
         system.cr3 = new
         flushTLB(.contextSwitch(preserving: hasContexts && value & keep != 0))
     }
@@ -43,16 +46,26 @@ extension Processor {
             ControlRegisterRules.allowsCR4(
                 value, over: old, allowed: cr4Bits, cr3: system.cr3, efer: system.efer)
         else { throw .generalProtection() }
-        system.cr4 = value
         let paging =
             CR4.pageSizeExtension | CR4.physicalAddressExtension | CR4.globalPages | CR4.processContextIdentifiers
             | CR4.supervisorExecutionPrevention | CR4.supervisorAccessPrevention
+        if (old ^ value) & paging != 0 { try checkPointers(cr0: system.cr0, cr3: system.cr3, cr4: value) }
+        system.cr4 = value
         if (old ^ value) & paging != 0 {
             flushTLB(.all)
             // With PCIDs going on or off the number of the current context changes.
             if (old ^ value) & CR4.processContextIdentifiers != 0 { flushTLB(.contextSwitch(preserving: false)) }
         }
         modeDidChange()
+    }
+
+    /// Fails with #GP(0) if paging is PAE's with these registers and its pointer table cannot be loaded.
+    private func checkPointers(cr0: UInt64, cr3: UInt64, cr4: UInt64) throws(GuestFault) {
+        let context = PagingContext(cr0: cr0, cr3: cr3, cr4: cr4, efer: system.efer)
+        guard context.isPaging, cr4 & CR4.physicalAddressExtension != 0, system.efer & EFER.longModeEnable == 0 else {
+            return
+        }
+        if !walk.hasValidPointers(context) { throw .generalProtection() }
     }
 
     /// Writes EFER as WRMSR does: LMA is kept.
@@ -77,17 +90,11 @@ extension Processor {
         modeDidChange()
     }
 
-    /// Gives CR0, CR2, CR3, CR4 and EFER the values a client chose, if they can go together.
+    /// Gives CR0, CR2, CR3, CR4 and EFER the values a client chose, which go together
+    /// (``ControlRegisterRules/areConsistent(cr0:cr4:efer:)``).
     ///
     /// Segments have to be set first (see ``setSegment(_:_:)``).
-    /// - Returns: false, with nothing changed, if they cannot.
-    public func replaceControlRegisters(cr0: UInt64, cr2: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) -> Bool {
-        let extended = platform.cpuid(function: 0x8000_0001, index: 0)
-        let eferBits = ControlRegisterRules.eferBits(extendedEDX: extended.edx) | EFER.longModeActive
-        guard ControlRegisterRules.areConsistent(cr0: cr0, cr4: cr4, efer: efer), cr4 & ~cr4Bits == 0,
-            efer & ~eferBits == 0,
-            ControlRegisterRules.isValidCR3(cr3, physicalAddressBits: physicalAddressBits)
-        else { return false }
+    public func replaceControlRegisters(cr0: UInt64, cr2: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) {
         system.cr0 = ControlRegisterRules.effectiveCR0(cr0)
         system.cr2 = cr2
         system.cr3 = cr3
@@ -97,7 +104,12 @@ extension Processor {
         flushTLB(.all)
         flushTLB(.contextSwitch(preserving: false))
         modeDidChange()
-        return true
+    }
+
+    /// The client gave the platform other CPUID leaves.
+    public func cpuidDidChange() {
+        walk.physicalAddressBits = physicalAddressBits
+        walk.flush()
     }
 
     private var physicalAddressBits: UInt64 {

@@ -38,11 +38,13 @@ extension Processor {
                     }
                 case .needsClient:
                     system.pendingEvent = current
-                    usedClientAccesses = 0
-                    return pendingClientRequest.map { .needsClient($0) } ?? .emulationFailure
+                    return askClient()
                 case .hostMemory(let address):
                     system.pendingEvent = current
                     return .hostMemory(address)
+                case .notExecutable:
+                    system.pendingEvent = current
+                    return .emulationFailure
                 case .shutdown:
                     return .shutdown
                 }
@@ -72,12 +74,19 @@ extension Processor {
         modeDidChange()
     }
 
+    /// Gives CR2 or DR6 what the pending exception has for them, ahead of its delivery.
+    public func applyPendingPayload() {
+        guard let event = system.pendingEvent else { return }
+        apply(payloadOf: event)
+        system.pendingEvent?.payload = nil
+    }
+
     private func apply(payloadOf event: PendingEvent) {
-        guard event.kind == .exception else { return }
-        if event.vector == 14 { system.cr2 = event.payload }
-        if event.vector == 1 && event.payload != 0 {
+        guard event.kind == .exception, let payload = event.payload else { return }
+        if event.vector == 14 { system.cr2 = payload }
+        if event.vector == 1 {
             system.dr6 =
-                system.dr6 & ~DebugRegister.breakpoints6 | DebugRegister.fixed6 | event.payload
+                system.dr6 & ~DebugRegister.breakpoints6 | DebugRegister.fixed6 | payload
                 & DebugRegister.writable6
         }
     }

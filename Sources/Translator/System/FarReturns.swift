@@ -32,7 +32,11 @@ extension Processor {
         } else {
             try returnWithDescriptors(size, released: 0, isInterruptReturn: true)
         }
-        system.nmiBlocked = false
+        if system.nmiBlocked {
+            system.nmiBlocked = false
+            // The next one may wait already.
+            raiseAttention()
+        }
         modeDidChange()
     }
 

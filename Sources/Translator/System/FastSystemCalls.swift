@@ -8,26 +8,24 @@ import X86
 extension Processor {
     func executeSyscall(_ i: DecodedInstruction) throws(GuestFault) {
         guard system.efer & EFER.syscall != 0, system.isProtectedMode else { throw .invalidOpcode }
-        let next = nextRIP(i)
-        let selector = UInt16(truncatingIfNeeded: system.star >> 32) & ~3
-        state[.rcx] = next
+        state[.rcx] = nextRIP(i)
         if system.isLongModeActive {
             let flags = state.rflags & ~RFlags.resume
             state[.r11] = flags
             state.rip = isCode64 ? system.lstar : system.cstar
             state.rflags = flags & ~system.syscallMask
-            enterFlat(codeSelector: selector, level: 0, isLong: true)
+            loadCallSegments(isLong: true)
         } else {
             state.rip = system.star & 0xFFFF_FFFF
             state.systemFlags &= ~(RFlags.virtual8086 | RFlags.interrupt | RFlags.resume)
-            enterFlat(codeSelector: selector, level: 0, isLong: false)
+            loadCallSegments(isLong: false)
         }
+        modeDidChange()
     }
 
     func executeSysret(_ i: DecodedInstruction) throws(GuestFault) {
         guard system.efer & EFER.syscall != 0 else { throw .invalidOpcode }
         guard system.isProtectedMode, cpl == 0 else { throw .generalProtection() }
-        let base = UInt16(truncatingIfNeeded: system.star >> 48)
         if system.isLongModeActive {
             // RF and VM are cleared.
             state.rflags = state[.r11] & 0x3C_7FD7
@@ -36,8 +34,10 @@ extension Processor {
         }
         let isLong = system.isLongModeActive && i.operandWidth == 64
         state.rip = isLong ? state[.rcx] : state[.rcx] & 0xFFFF_FFFF
-        enterFlat(
-            codeSelector: (isLong ? base &+ 16 : base) | 3, level: 3, isLong: isLong, stackSelector: (base &+ 8) | 3)
+        loadReturnSegments(isLong: isLong)
+        modeDidChange()
+        // Unlike IRET, a trap flag that SYSRET loads stops before the first instruction there.
+        if state.systemFlags & RFlags.trap != 0 { system.pendingEvent = PendingEvent(.debug(DebugRegister.singleStep)) }
     }
 
     func executeSysenter(_ i: DecodedInstruction) throws(GuestFault) {
@@ -47,7 +47,8 @@ extension Processor {
         state.systemFlags &= ~(RFlags.virtual8086 | RFlags.interrupt | RFlags.resume)
         state[.rsp] = isLong ? system.sysenterESP : system.sysenterESP & 0xFFFF_FFFF
         state.rip = isLong ? system.sysenterEIP : system.sysenterEIP & 0xFFFF_FFFF
-        enterFlat(codeSelector: selector, level: 0, isLong: isLong)
+        loadFlat(codeSelector: selector, level: 0, isLong: isLong)
+        modeDidChange()
     }
 
     func executeSysexit(_ i: DecodedInstruction) throws(GuestFault) {
@@ -57,14 +58,26 @@ extension Processor {
         if isLong && !(isCanonical(state[.rdx]) && isCanonical(state[.rcx])) { throw .generalProtection() }
         state.rip = isLong ? state[.rdx] : state[.rdx] & 0xFFFF_FFFF
         state[.rsp] = isLong ? state[.rcx] : state[.rcx] & 0xFFFF_FFFF
-        enterFlat(codeSelector: (base &+ (isLong ? 32 : 16)) | 3, level: 3, isLong: isLong)
+        loadFlat(codeSelector: (base &+ (isLong ? 32 : 16)) | 3, level: 3, isLong: isLong)
+        modeDidChange()
+    }
+
+    /// What SYSCALL does to CS, SS and the privilege level.
+    func loadCallSegments(isLong: Bool) {
+        loadFlat(codeSelector: UInt16(truncatingIfNeeded: system.star >> 32) & ~3, level: 0, isLong: isLong)
+    }
+
+    /// What SYSRET does to CS, SS and the privilege level.
+    func loadReturnSegments(isLong: Bool) {
+        let base = UInt16(truncatingIfNeeded: system.star >> 48)
+        loadFlat(
+            codeSelector: (isLong ? base &+ 16 : base) | 3, level: 3, isLong: isLong, stackSelector: (base &+ 8) | 3)
     }
 
     /// Loads CS and SS with flat segments, without looking at descriptors. SS comes after CS in the table.
-    private func enterFlat(codeSelector: UInt16, level: UInt8, isLong: Bool, stackSelector: UInt16? = nil) {
+    private func loadFlat(codeSelector: UInt16, level: UInt8, isLong: Bool, stackSelector: UInt16? = nil) {
         setSegment(.cs, .flatCode(selector: codeSelector, privilegeLevel: level, isLong: isLong))
         setSegment(.ss, .flatStack(selector: stackSelector ?? codeSelector &+ 8, privilegeLevel: level))
         system.cpl = level
-        modeDidChange()
     }
 }

@@ -28,6 +28,7 @@ extension UserspaceVCPU {
             return
         }
         cpuidTable = CPUIDTable(entries)
+        processor.cpuidDidChange()
         guard let apic else { return }
         let features = cpuidTable.find(1)?.ecx ?? 0
         apic.supportsX2APIC = features & 1 << 21 != 0

@@ -184,45 +184,24 @@ extension UserspaceVCPU {
 extension SpecialRegisters2 {
     init(_ registers: SpecialRegisters) {
         self.init()
-        cs = registers.cs
-        ds = registers.ds
-        es = registers.es
-        fs = registers.fs
-        gs = registers.gs
-        ss = registers.ss
-        tr = registers.tr
-        ldt = registers.ldt
-        gdt = registers.gdt
-        idt = registers.idt
-        cr0 = registers.cr0
-        cr2 = registers.cr2
-        cr3 = registers.cr3
-        cr4 = registers.cr4
-        cr8 = registers.cr8
-        efer = registers.efer
-        apic_base = registers.apic_base
+        copySharedRegisters(of: registers, to: &self)
     }
 }
 
 extension SpecialRegisters {
     init(_ registers: SpecialRegisters2) {
         self.init()
-        cs = registers.cs
-        ds = registers.ds
-        es = registers.es
-        fs = registers.fs
-        gs = registers.gs
-        ss = registers.ss
-        tr = registers.tr
-        ldt = registers.ldt
-        gdt = registers.gdt
-        idt = registers.idt
-        cr0 = registers.cr0
-        cr2 = registers.cr2
-        cr3 = registers.cr3
-        cr4 = registers.cr4
-        cr8 = registers.cr8
-        efer = registers.efer
-        apic_base = registers.apic_base
+        copySharedRegisters(of: registers, to: &self)
+    }
+}
+
+/// Copies what `kvm_sregs` and `kvm_sregs2` both begin with.
+private func copySharedRegisters<Source, Target>(of source: Source, to target: inout Target) {
+    let byteCount = MemoryLayout<SpecialRegisters>.offset(of: \.interrupt_bitmap)
+    precondition(byteCount == MemoryLayout<SpecialRegisters2>.offset(of: \.flags), "the structures differ")
+    withUnsafeBytes(of: source) { source in
+        withUnsafeMutableBytes(of: &target) { target in
+            target.copyMemory(from: UnsafeRawBufferPointer(rebasing: source.prefix(byteCount ?? 0)))
+        }
     }
 }

@@ -169,7 +169,7 @@ main:   steps   "nops"
         wrmsr
         mov     $0xC0000082, %ecx
         xor     %edx, %edx
-        mov     $93f, %eax
+        mov     $94f, %eax
         wrmsr
         mov     $0xC0000084, %ecx
         mov     $0x100, %eax
@@ -180,6 +180,7 @@ main:   steps   "nops"
         push    $UCODE
         push    $USER + user_syscall - user_start
         iretq
+94:     mov     recovery_stack, %rsp
         report
 
         # ------------------------------------------------ breakpoints on execution
@@ -306,11 +307,6 @@ main:   steps   "nops"
         nop
         end_breakpoint
         line    "ecx behind it", ecx, %rcx
-        breakpoint "int pushes", recovery_slot, 0xD0402
-        mov $recovery_slot+16, %esp
-        int $0x42
-        nop
-        end_breakpoint
         check   "a breakpoint that faults writes nothing"
         mov     $WINDOW, %eax
         mov     %rax, %dr0
@@ -375,6 +371,7 @@ user_syscall:   pushq $0x102
 step_count:     .quad 0
 step_base:      .quad 0
 step_bits:      .quad 0
+string:         .skip 16
         .balign 16
                 .quad 0, 0
 watched:        .quad 0, 0, 0, 0

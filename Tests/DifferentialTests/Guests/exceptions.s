@@ -371,10 +371,20 @@ main:   # ------------------------------------------------ division, breakpoints
         report
 
         # ------------------------------------------------ privilege
-        .irp    name, hlt, cli, sti, clts, invd, wbinvd, rdmsr, wrmsr, lgdt, lidt, lldt, ltr, lmsw, invlpg, mov_from_cr0, mov_to_cr3, mov_from_cr8, mov_from_dr7, mov_to_dr0, in, out, insb, outsb, rdtsc, rdtscp, rdpmc, swapgs, sysret, sysexit, iret_kernel, int_0x42, int3, icebp, sgdt, sidt, sldt, str, smsw, xsetbv, xgetbv, invpcid, monitor, mwait, stac, rdfsbase, wrfsbase, popf, pushf, mov_ss_null, mov_ds_kernel, far_jump_kernel, load_kernel, fetch_kernel, cpuid, vmcall, vmmcall
+        .irp    name, hlt, cli, sti, clts, invd, wbinvd, rdmsr, wrmsr, lgdt, lidt, lldt, ltr, lmsw, invlpg, mov_from_cr0, mov_to_cr3, mov_from_cr8, mov_from_dr7, mov_to_dr0, in, out, insb, outsb, rdtsc, rdtscp, rdpmc, swapgs, sysret, iret_kernel, int_0x42, int3, icebp, sgdt, sidt, sldt, str, smsw, xsetbv, xgetbv, monitor, mwait, stac, rdfsbase, wrfsbase, popf, pushf, mov_ss_null, mov_ds_kernel, far_jump_kernel, load_kernel, fetch_kernel, cpuid
         check   "user \name"
         run_user user_\name
         report
+        .endr
+        .irp    name, sysexit, invpcid
+        check_manual "user \name"
+        run_user user_\name
+        expect_manual 13
+        .endr
+        .irp    name, vmcall, vmmcall           # are for everybody: the hypervisor looks at the privilege level
+        check_manual "user \name"
+        run_user user_\name
+        expect_manual 0x80
         .endr
         mov     %cr4, %rax
         or      $0x800, %rax                    # UMIP

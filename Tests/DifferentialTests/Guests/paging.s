@@ -56,7 +56,7 @@ apply_controls:
         mov     access, %eax
         mov     user_accesses(, %rax, 8), %rax
         push    %rax
-        mov     $0xC3C3C3C3, %eax
+        mov     written, %eax
         iretq
 5:
         .endm
@@ -69,7 +69,7 @@ try:    mov     target, %rdi
         movq    $92f, check_start
         movq    $93f, recovery
         mov     %rsp, recovery_stack
-        mov     $0xC3C3C3C3, %eax               # what a write leaves can be executed
+        mov     written, %eax                   # what a write leaves can be executed
 92:     access_it
 93:     push    $2
         popfq
@@ -98,7 +98,7 @@ expect_reserved:
         jb      2f
         mov     $2, %ecx
         je      1f
-        mov     $0x10, %ecx
+        mov     fetch_bit, %ecx
 1:      or      %ecx, %eax
 2:      cmp     fault_error, %rax
         jne     3f
@@ -266,16 +266,21 @@ main:   movb    $0xC3, test_page
         movabs  $test_page + 6 + (1 << 63), %rax
         call    try_all
         section "NX without NXE", 1
+        movl    $0, fetch_bit                   # nor with SMEP
         movabs  $test_page + 7 + (1 << 63), %rax
         call    try_all
         movabs  $test_page + 1 + (1 << 63), %rax
         call    try_all
+        movl    $0x10, fetch_bit
         mov     $0xC0000080, %ecx
         rdmsr
         or      $0x800, %eax
         wrmsr
 
         section "accesses across pages"
+        movl    $0xC3C3F390, written            # nop; repz ret, which lies in both pages
+        movl    $0xC3C3F390, test_page + 0xFFE
+        movw    $0xC3C3, test_page
         movq    $window_table + 8, entry
         movq    $test_page + 7, window_table
         xor     %r12d, %r12d
@@ -307,7 +312,9 @@ write_protect:  .long 0
 execution_prevention: .long 0
 access_prevention: .long 0                      # 2: with AC set
 privilege:      .long 0
+fetch_bit:      .long 0x10                      # of the error code; needs NXE or SMEP
 section:        .quad 0
+written:        .long 0xC3C3C3C3                # two or four returns
 is_reserved:    .byte 0
                 .balign 8
 access:         .long 0                         # read, write, execute

@@ -242,7 +242,17 @@ main:   mov     $LDT, %eax
         through_gate "to level 1", ONE_CODE, handler, 0xEE
         through_gate "beyond the table", BEYOND, handler, 0xEE
         through_gate "to reserved code", LONG_AND_DEFAULT32, handler, 0xEE
-        through_gate "to a non-canonical address", KCODE, 0x800000000000, 0xEE
+        make_gate interrupt_table+0x90*16, KCODE, 0x800000000000, 0xEE
+        check_manual "gate to a non-canonical address: int"
+        int     $0x90
+        expect_manual 13
+        check_manual "gate to a non-canonical address: user int"
+        run_user user_int_0x90
+        expect_manual 13
+        make_gate interrupt_table+6*16, KCODE, 0x800000000000, 0xEE
+        check_manual "gate to a non-canonical address: ud2"
+        ud2
+        expect_manual 13, 1
         through_gate "with stack 1", KCODE, handler, 0xEE, 1
         through_gate "with stack 2", KCODE, handler, 0xEE, 2
         through_gate "with stack 7, which is 0", KCODE, handler, 0xEE, 7
@@ -274,8 +284,8 @@ main:   mov     $LDT, %eax
         mov     %rsp, %rcx
         push    $KDATA
         push    %rcx
-        mov     $0x7FFFFFD7 & ~0x24100, %rax    # all but TF, VM, AC, IF, VIP; the reserved bits as well
-        and     $~0x100200, %rax
+        mov     $0x7FFFFFD7 & ~0x24100, %rax    # all but TF, VM, AC, IF, VIF, VIP; the reserved bits as well
+        and     $~0x180200, %rax
         push    %rax
         push    $KCODE
         push    $94f
@@ -285,9 +295,27 @@ main:   mov     $LDT, %eax
         push    $2
         popfq
         report_value
+        check_manual "virtual interrupt flags through iretq"
+        .irp    flags, 0x180002, 0x2
+        mov     %rsp, %rcx
+        push    $KDATA
+        push    %rcx
+        push    $\flags
+        push    $KCODE
+        push    $94f
+        iretq
+94:     pushfq
+        pop     %rax
+        and     $0x180000, %eax
+        cmp     $\flags & 0x180000, %eax
+        je      95f
+        ud2
+95:
+        .endr
+        expect_manual 0xFF
         check   "flags through popfq"
         mov     $0x7FFFFFD7 & ~0x24100, %rax
-        and     $~0x100200, %rax
+        and     $~0x180200, %rax
         push    %rax
         popfq
         pushfq
@@ -321,17 +349,17 @@ main:   mov     $LDT, %eax
         report
         call    print_frame
         check   "stack of the task state, non-canonical"
-        mov     $0x800000000008, %rax
+        mov     $0x800000001008, %rax
         mov     %rax, task_state + 4
         run_user user_probe
         report
         call    print_frame
         movq    $stack_top_inner, task_state + 4
-        check   "interrupt stack, non-canonical"
-        mov     $0x800000000008, %rax
+        mov     $0x800000001008, %rax
         mov     %rax, task_state + 0x24
         make_gate interrupt_table+0x90*16, KCODE, handler, 0xEE, 1
         movb    $0, interrupt_table + 8 * 16 + 4
+        check   "interrupt stack, non-canonical"
         int     $0x90
         report
         check   "task state too short"
@@ -365,8 +393,8 @@ main:   mov     $LDT, %eax
         lidt    interrupt_pointer
         int     $0x90
         report
-        check   "interrupt table long enough"
         make_gate interrupt_table+0x90*16, KCODE, handler, 0xEE
+        check   "interrupt table long enough"
         movw    $0x90 * 16 + 15, interrupt_pointer
         lidt    interrupt_pointer
         int     $0x90

@@ -186,7 +186,14 @@ import Testing
         #expect(run.log.entry?.rflags == 2)
     }
 
-    @Test func memoryLeavesTheHoleFree() throws {
+    /// Nothing from 3 to 4 GiB, and no slot of 2³¹ pages or more.
+    @Test(
+        arguments: [
+            ("2G", [0, 2 << 30]),
+            ("5G", [0, 3 << 30, 4 << 30, 2 << 30]),
+            ("9T", [0, 3 << 30, 4 << 30, 4 << 40, 4 << 30 | 4 << 40, 4 << 40, 4 << 30 | 8 << 40, (1 << 40) - (3 << 30)])
+        ] as [(String, [UInt64])])
+    func memorySlots(memory: String, expected: [UInt64]) throws {
         let seen = Mutex<[UInt64]>([])
         let backend = Mutex<ScriptedBackend?>(nil)
         let kernel = try TemporaryFile(SyntheticKernel.elf())
@@ -198,13 +205,13 @@ import Testing
         }
         backend.withLock { $0 = scripted }
         let configuration = MachineConfiguration(
-            kernel: kernel.path, processors: try ProcessorCount(parsing: "1"), memory: try MemorySize(parsing: "5G"))
+            kernel: kernel.path, processors: try ProcessorCount(parsing: "1"), memory: try MemorySize(parsing: memory))
         let outcome = try VirtualMachineMonitor(
             configuration, system: try KVMSystem(backend: scripted), console: try pipes.console()
         ).run()
         backend.withLock { $0 = nil }
         #expect(outcome == .poweredOff)
-        #expect(seen.withLock { $0 } == [0, 3 << 30, 4 << 30, 2 << 30])
+        #expect(seen.withLock { $0 } == expected)
     }
 
     @Test func aReaderThatWentAwayEndsTheRun() throws {

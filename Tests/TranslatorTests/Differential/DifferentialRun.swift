@@ -1,4 +1,5 @@
 import Glibc
+import TestSupport
 
 /// Generates cases, runs them on the host and in the guest, and compares.
 final class DifferentialRun {
@@ -23,7 +24,7 @@ final class DifferentialRun {
         disassembler = Disassembler(isNarrow: isNarrow)
         generator = SequenceGenerator(
             isNarrow: isNarrow, catalog: InstructionCatalog(isNarrow: isNarrow), disassembler: disassembler,
-            random: RandomSource(seed: seed))
+            random: SeededGenerator(seed: seed))
         areaByteCount = Self.batchCount * 2 * CaseSlot.byteCount
         area = mmap(nil, areaByteCount, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
     }
@@ -53,7 +54,7 @@ final class DifferentialRun {
             var codes: [([UInt8], [Int])] = []
             var mnemonics: [Set<UInt32>] = []
             for i in 0..<batch {
-                generator.random = RandomSource(seed: seed &+ UInt64(summary.caseCount + i) &* 0x1_0000_0001)
+                generator.random = SeededGenerator(seed: seed &+ UInt64(summary.caseCount + i) &* 0x1_0000_0001)
                 generator.fill(nativeSlot(i))
                 codes.append((generator.bytes, generator.starts))
                 mnemonics.append(generator.mnemonics)

@@ -198,7 +198,8 @@ final class NativeRunner {
         for i in 0..<16 {
             exit.moveVector(i, Control.registers + UInt64(RegisterBlock.vectorRegistersOffset + i * 32), store: true)
         }
-        exit.ripRelative([0x48, 0x0F, 0xAE], reg: 0, Control.registers + UInt64(RegisterBlock.fxsaveOffset))  // fxsave64
+        // fxsave64
+        exit.ripRelative([0x48, 0x0F, 0xAE], reg: 0, Control.registers + UInt64(RegisterBlock.fxsaveOffset))
         exit.emit(0xDB, 0xE3)  // fninit
         exit.ripRelative([0x0F, 0xAE], reg: 2, Control.hostMXCSR)  // ldmxcsr
         exit.emit(0xC5, 0xF8, 0x77)  // vzeroupper
@@ -212,7 +213,8 @@ final class NativeRunner {
         enter.emit(0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57)  // push rbx, rbp, r12, r13, r14, r15
         enter.moveGeneral(4, Control.hostStack, store: true)
         enter.ripRelative([0x0F, 0xAE], reg: 3, Control.hostMXCSR)  // stmxcsr
-        enter.ripRelative([0x48, 0x0F, 0xAE], reg: 1, Control.registers + UInt64(RegisterBlock.fxsaveOffset))  // fxrstor64
+        // fxrstor64
+        enter.ripRelative([0x48, 0x0F, 0xAE], reg: 1, Control.registers + UInt64(RegisterBlock.fxsaveOffset))
         for i in 0..<16 {
             enter.moveVector(i, Control.registers + UInt64(RegisterBlock.vectorRegistersOffset + i * 32), store: false)
         }

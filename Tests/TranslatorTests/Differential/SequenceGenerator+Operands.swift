@@ -1,4 +1,5 @@
 import CZydis
+import TestSupport
 
 /// Places of memory operands, and registers that have to hold something particular.
 extension SequenceGenerator {
@@ -220,7 +221,7 @@ extension SequenceGenerator {
             if isShort { return Int32(truncatingIfNeeded: Int64(bitPattern: value)) }
             return Int32(exactly: Int64(bitPattern: value))
         }
-        func garbage(_ value: UInt64, _ random: inout RandomSource) -> UInt64 {
+        func garbage(_ value: UInt64, _ random: inout SeededGenerator) -> UInt64 {
             isShort && !isNarrow ? value & 0xFFFF_FFFF | random.next() << 32 : value
         }
         let limit = fields.hasREX || form.encoding == .vex ? registerCount : 8

@@ -1,4 +1,5 @@
 import CZydis
+import TestSupport
 
 /// Makes test cases: a starting state and a sequence of instructions that stays within ``TestArea``.
 ///
@@ -9,7 +10,7 @@ struct SequenceGenerator {
     let isNarrow: Bool
     let catalog: InstructionCatalog
     let disassembler: Disassembler
-    var random: RandomSource
+    var random: SeededGenerator
 
     /// The sequence so far, its place, and where its instructions start.
     var bytes: [UInt8] = []
@@ -24,7 +25,7 @@ struct SequenceGenerator {
     /// Registers that must keep their values for now.
     var reserved: UInt16 = 0
 
-    init(isNarrow: Bool, catalog: InstructionCatalog, disassembler: Disassembler, random: RandomSource) {
+    init(isNarrow: Bool, catalog: InstructionCatalog, disassembler: Disassembler, random: SeededGenerator) {
         self.isNarrow = isNarrow
         self.catalog = catalog
         self.disassembler = disassembler

@@ -1,4 +1,5 @@
 import Glibc
+import TestSupport
 
 /// The registers that a test compares, in raw memory that may be shared with another process.
 struct RegisterBlock {
@@ -103,7 +104,7 @@ struct MemoryImages {
     init(seed: UInt64) {
         let byteCount = Self.count * TestArea.memoryByteCount
         base = .allocate(byteCount: byteCount, alignment: 4096)
-        var random = RandomSource(seed: seed)
+        var random = SeededGenerator(seed: seed)
         for i in 0..<byteCount / 8 {
             let image = i * 8 / TestArea.memoryByteCount
             // Some images repeat values, so that comparisons find equals.

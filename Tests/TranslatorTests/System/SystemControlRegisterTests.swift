@@ -166,17 +166,12 @@ import X86
         let m = try SystemMachine()
         try m.enterLongMode()
         let p = m.processor
-        func replace(cr0: UInt64 = 0x8000_0011, cr4: UInt64 = 0x20, efer: UInt64 = 0x500) -> Bool {
-            p.replaceControlRegisters(cr0: cr0, cr2: 0x77, cr3: 0x10_0000, cr4: cr4, efer: efer)
-        }
-        #expect(!replace(efer: 0x100), "LME and PG make LMA")
-        #expect(!replace(cr0: 0x11))
-        #expect(!replace(cr4: 0))
-        #expect(!replace(cr4: 1 << 13 | 0x20))
-        #expect(p.system.cr2 == 0 && p.system.efer == 0xD01, "nothing changes on failure")
-        #expect(replace())
-        #expect(p.system.cr2 == 0x77 && p.system.efer == 0x500)
-        #expect(replace(cr0: 0x10, cr4: 0, efer: 0))
+        p.setSegment(.ds, Segment(selector: 0x18, base: 0x4_0000, limit: .max, attributes: 0xC093))
+        #expect(p.state.segmentBase(.ds) == 0, "64-bit code")
+        p.replaceControlRegisters(cr0: 0x8000_0011, cr2: 0x77, cr3: 0x10_0000, cr4: 0x20, efer: 0x500)
+        #expect(p.system.cr2 == 0x77 && p.system.efer == 0x500 && p.isCode64)
+        p.replaceControlRegisters(cr0: 0x10, cr2: 0, cr3: 0, cr4: 0, efer: 0)
         #expect(!p.isCode64)
+        #expect(p.state.segmentBase(.ds) == 0x4_0000)
     }
 }

@@ -23,7 +23,7 @@ final class Element: VCPUTableElement {
     var isComplete: Bool { payload == Int(id) ^ index }
 }
 
-/// Every design there is, by the number of the mail that proposed them.
+/// Every design there is.
 enum Design: CaseIterable, Sendable {
     case reserved, copiedByOne, copiedByDoubling, segmented, cachedPointer
 

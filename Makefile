@@ -11,10 +11,10 @@ PRODUCT := .build/$(CONFIGURATION)/martlet
 export SWIFT CONFIGURATION PRODUCT
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench fuzz sanitize mutants format install clean
+.PHONY: help run build test bench bench-core fuzz sanitize mutants format install clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install what is missing, build, and boot the default guest
 	@Tools/run.sh
@@ -28,6 +28,9 @@ test: ## Install what is missing, build, and run every test
 bench: ## Install what is missing, build, and compare with the host and with QEMU (MARTLET_BENCH_RUNS=7)
 	@Tools/bench.sh
 
+bench-core: ## Install what is missing, build, and compare the core's structures with C libraries (MARTLET_BENCH_RUNS=301)
+	@Tools/bench-core.sh
+
 fuzz: ## Fuzz the loader and the translator, SECONDS=60 each
 	@SECONDS_EACH='$(SECONDS)' Tools/fuzz.sh
 
@@ -39,7 +42,7 @@ mutants: ## Break the translator in a copy, one rule at a time, and check that t
 
 format: ## Format every Swift file as .swift-format says
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests \
-	    Benchmarks/Package.swift Benchmarks/Sources Fuzz
+	    Benchmarks Fuzz
 
 install: build ## Install the command and its completions under PREFIX (/usr/local)
 	@Tools/install.sh '$(DESTDIR)$(PREFIX)'

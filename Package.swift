@@ -19,6 +19,7 @@ let package = Package(
     name: "martlet",
     products: [
         .executable(name: "martlet", targets: ["martlet"]),
+        .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
         .library(name: "Machine", targets: ["Machine", "Addressing"]),
         .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"])
     ],
@@ -39,6 +40,14 @@ let package = Package(
             dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
         .target(name: "RCU", dependencies: ["Host"], swiftSettings: execution),
+        .target(
+            name: "VCPUTables",
+            dependencies: ["Host", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: execution),
+        .target(
+            name: "VCPUTableDesigns",
+            dependencies: ["VCPUTables", "RCU", "Host", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: execution),
         .target(name: "X86", dependencies: ["Addressing", "CZydis"], swiftSettings: execution),
         .target(name: "GuestMemory", dependencies: ["RCU", "Addressing", "Host"], swiftSettings: execution),
         .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU"], swiftSettings: execution),
@@ -53,7 +62,7 @@ let package = Package(
             swiftSettings: strict),
         .target(
             name: "UserspaceKVM",
-            dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU"],
+            dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU", "VCPUTables"],
             swiftSettings: execution),
         .target(name: "Devices", dependencies: ["Addressing", "Host"], swiftSettings: strict),
         .target(
@@ -104,7 +113,11 @@ let package = Package(
             ],
             swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
-        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "TestSupport"], swiftSettings: execution),
+        .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost", "TestSupport"], swiftSettings: execution),
+        .testTarget(
+            name: "VCPUTablesTests",
+            dependencies: ["VCPUTables", "VCPUTableDesigns", "RCU", "Host", "TestSupport"],
+            swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing", "TestSupport"],
             swiftSettings: execution),

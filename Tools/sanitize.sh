@@ -4,17 +4,18 @@
 # sanitize.sh [thread|address]...   both by default
 # MARTLET_CORE_TESTS="A B" names the test targets instead of the lists below.
 #
-# The thread sanitizer watches what threads share: RCU, memory slots, interrupt delivery, requests to vCPUs. The address
-# sanitizer watches what handles foreign bytes by hand: loader, devices, and the interface's structures. Neither sees
-# memory accesses of translated code, so the translator's own tests are in no list; its fuzz target runs between guard
-# pages. The thread sanitizer does not see the standard library's Mutex either, which loader, devices and console use.
+# The thread sanitizer watches what threads share: RCU, vCPU tables, memory slots, interrupt delivery, requests to vCPUs.
+# The address sanitizer watches what handles foreign bytes by hand: loader, devices, and the interface's structures.
+# Neither sees memory accesses of translated code, so the translator's own tests are in no list; its fuzz target runs
+# between guard pages. The thread sanitizer does not see the standard library's Mutex either, which loader, devices and
+# console use.
 set -uo pipefail
 source "$(dirname "$0")/toolchain.sh"
 
 Tools/packages.sh build test || exit 1
 
 declare -A tests=(
-    [thread]="HostTests RCUTests GuestMemoryTests InterruptsTests UserspaceKVMTests"
+    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests InterruptsTests UserspaceKVMTests"
     [address]="HostTests GuestMemoryTests InterruptsTests DevicesTests KVMInterfaceTests MachineTests"
 )
 # A report must end the process, not start the backtracer of Swift's runtime.

@@ -1,8 +1,14 @@
-// Checks that the constants repeated in the headers, which must import without _GNU_SOURCE, are the system's.
+// The variables that the headers declare, and checks that the constants repeated there, which must import without
+// _GNU_SOURCE, are the system's.
 
 #include "CHost.h"
 #include <fcntl.h>
 #include <sys/mman.h>
+
+struct martlet_unregistered_record martlet_unregistered_record = {.state = 1};
+MARTLET_THREAD_WORD void *martlet_thread_record = &martlet_unregistered_record;
+MARTLET_THREAD_WORD uint32_t martlet_thread_number;
+struct martlet_grace_period_line martlet_thread_grace_periods = {.counter = 1};
 
 // The model needs no call into the dynamic linker, which is not async-signal-safe.
 static _Thread_local __attribute__((tls_model("initial-exec"))) void *thread_context;

@@ -2,51 +2,44 @@ import CHost
 import Host
 import Synchronization
 
-/// What a domain knows of one reader; on a cache line of its own.
-///
-/// Records are recycled, and freed only with the domain, so that a scan needs no lock.
-@usableFromInline
-struct ReaderRecord: ~Copyable {
-    /// 0 off-line, else the grace-period counter the reader saw last. Written by the reader, read by writers.
-    @usableFromInline let state = Atomic<UInt64>(0)
-    /// The record registered before this one. Never changes.
-    let next: UnsafeMutablePointer<ReaderRecord>?
-    /// Whether a reader owns the record. Under the registry lock, as the two below.
-    var isOwned = true
-    var nudge: RCUReader.Nudge?
-    var context: UnsafeMutableRawPointer?
-    /// How many read sections are open; debug builds only. The reader's own.
-    private let depth = Atomic<Int>(0)
-
-    init(next: UnsafeMutablePointer<ReaderRecord>?) { self.next = next }
-
-    /// Whether a read section is open.
-    var isInSection: Bool { depth.load(ordering: .relaxed) != 0 }
-
-    /// Opens (1) or closes (-1) a read section. Returns true, to be called from an assertion.
-    @usableFromInline func changeDepth(_ change: Int) -> Bool {
-        // ORDERING: relaxed; atomic only so that no access is to the record as a whole, which writers share.
-        depth.store(depth.load(ordering: .relaxed) + change, ordering: .relaxed)
-        return true
-    }
+/// What a domain's writers and its reclaimer wait for.
+protocol GracePeriodSource: AnyObject, Sendable {
+    /// Waits until every read section that may have begun before the call has ended.
+    func synchronize()
 }
 
 /// The grace-period counter, the registry of readers and the wait for them.
 ///
 /// Lock order: grace-period lock, registry lock.
-final class GracePeriods: @unchecked Sendable {
-    /// The number of the grace period begun last; starts at 1, since 0 means off-line to readers.
-    let counter = Atomic<UInt64>(1)
+final class GracePeriods: GracePeriodSource, @unchecked Sendable {
+    // SAFETY: `@unchecked Sendable`: atomics, and what the two locks guard.
+
+    let line: GracePeriodLine
+    private let ownsLine: Bool
+    /// The writer's half of the fences that readers leave out; nil if readers fence for themselves.
+    private let barrier: ProcessBarrier?
     /// The number of the grace period ended last. Under the grace-period lock.
     private var completed: UInt64 = 1
-    /// 1 while a writer sleeps, or is about to, until a reader reports.
-    private let sleeping = FutexWord(0)
     private let gracePeriodLock = FutexLock()
     private let registryLock = FutexLock()
     /// The newest record; the list only grows.
     private let records = Atomic<UnsafeMutablePointer<ReaderRecord>?>(nil)
 
     private static let spins = 200
+
+    /// Grace periods of readers that fence when they come on-line and when they report.
+    init() {
+        line = .allocate()
+        ownsLine = true
+        barrier = nil
+    }
+
+    /// Grace periods of readers that never fence.
+    init(line: GracePeriodLine, barrier: ProcessBarrier) {
+        self.line = line
+        ownsLine = false
+        self.barrier = barrier
+    }
 
     deinit {
         var record = records.load(ordering: .relaxed)
@@ -55,6 +48,7 @@ final class GracePeriods: @unchecked Sendable {
             current.deinitialize(count: 1)
             current.deallocate()
         }
+        if ownsLine { line.address.deallocate() }
     }
 
     // MARK: Registry
@@ -93,23 +87,32 @@ final class GracePeriods: @unchecked Sendable {
             .bindMemory(to: ReaderRecord.self, capacity: 1)
         record.initialize(to: ReaderRecord(next: records.load(ordering: .relaxed)))
         // ORDERING: release pairs with the acquire in `advance`. A writer that misses the record also misses the
-        // reader's coming on-line, which invariant 3 allows.
+        // reader's coming in, which invariant 3 of either kind of domain allows.
         records.store(record, ordering: .releasing)
         return record
     }
 
     // MARK: Readers
 
-    /// Writes a reader's state and wakes a writer that waits for it.
+    /// Writes a reader's state, with a fence, and wakes a writer that waits for it.
     @inline(never)
     func report(_ record: UnsafeMutablePointer<ReaderRecord>, _ value: UInt64) {
         // ORDERING: release pairs with the acquire in `hasPassed` (invariant 2); full fence before the load of
-        // `sleeping` (invariant 4).
+        // `isAwaited` (invariant 4).
         _ = record.pointee.state.exchange(value, ordering: .sequentiallyConsistent)
-        if sleeping.atomic.pointee.load(ordering: .sequentiallyConsistent) != 0 {
-            sleeping.atomic.pointee.store(0, ordering: .sequentiallyConsistent)
-            sleeping.wake()
-        }
+        if record.pointee.isAwaited.load(ordering: .sequentiallyConsistent) != 0 { Self.wakeWriter(record) }
+    }
+
+    /// Ends the sleep of the writer that waits for `record`.
+    static func wakeWriter(_ record: UnsafeMutablePointer<ReaderRecord>) {
+        record.pointee.isAwaited.store(0, ordering: .sequentiallyConsistent)
+        Futex.wake(awaitedWord(record))
+    }
+
+    /// What a writer sleeps on.
+    private static func awaitedWord(_ record: UnsafeMutablePointer<ReaderRecord>) -> UnsafeMutableRawPointer {
+        // SAFETY: `isAwaited` is the second word of a record, and records stay where they are until the domain ends.
+        UnsafeMutableRawPointer(record) + MemoryLayout<Atomic<UInt64>>.stride
     }
 
     // MARK: Writers
@@ -118,7 +121,7 @@ final class GracePeriods: @unchecked Sendable {
         // Any grace period that begins after this point will do, whoever runs it.
         // ORDERING: an adding of nothing instead of a load: the caller's unlinking is released into the counter, from
         // where the increment in `advance` acquires it and passes it on to readers (invariant 1).
-        let target = counter.wrappingAdd(0, ordering: .sequentiallyConsistent).oldValue + 1
+        let target = line.counter.pointee.wrappingAdd(0, ordering: .sequentiallyConsistent).oldValue + 1
         gracePeriodLock.withLock {
             if completed < target { advance() }
         }
@@ -126,9 +129,10 @@ final class GracePeriods: @unchecked Sendable {
 
     /// Runs one grace period. The grace-period lock is held.
     private func advance() {
-        // ORDERING: release pairs with the acquires of the readers; full fence before the first look at a state
-        // (invariants 1 and 3).
-        let number = counter.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+        // ORDERING: release pairs with the acquires of the readers; full fence before the first look at a state, on
+        // readers' processors too where they do not fence (invariants 1 and 3).
+        let number = line.counter.pointee.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+        barrier?.run()
         // ORDERING: acquire pairs with the release in `addRecord`.
         var record = records.load(ordering: .acquiring)
         var hasNudged = false
@@ -143,9 +147,10 @@ final class GracePeriods: @unchecked Sendable {
         completed = number
     }
 
-    /// Whether the reader is off-line or has reported since grace period `number` began.
+    /// Whether the reader is outside or has reported since grace period `number` began.
     private func hasPassed(_ record: UnsafeMutablePointer<ReaderRecord>, _ number: UInt64) -> Bool {
-        // ORDERING: acquire pairs with the release in `report` (invariant 2); sequentially consistent for invariant 4.
+        // ORDERING: acquire pairs with the reader's releasing write (invariant 2); sequentially consistent for
+        // invariant 4.
         let state = record.pointee.state.load(ordering: .sequentiallyConsistent)
         return state == 0 || state >= number
     }
@@ -156,12 +161,13 @@ final class GracePeriods: @unchecked Sendable {
             if hasPassed(record, number) { return }
         }
         while true {
-            // ORDERING: full fence between arming and the second look (invariant 4).
-            _ = sleeping.atomic.pointee.exchange(1, ordering: .sequentiallyConsistent)
+            // ORDERING: full fence between arming and the second look, on both sides (invariant 4).
+            _ = record.pointee.isAwaited.exchange(1, ordering: .sequentiallyConsistent)
+            barrier?.run()
             if hasPassed(record, number) { break }
-            sleeping.wait(while: 1)
+            _ = Futex.wait(on: Self.awaitedWord(record), while: 1)
         }
-        sleeping.atomic.pointee.store(0, ordering: .relaxed)
+        record.pointee.isAwaited.store(0, ordering: .relaxed)
     }
 
     /// Nudges `record` and every reader behind it, so that they report at the same time and not one after another.

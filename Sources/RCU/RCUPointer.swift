@@ -8,10 +8,17 @@ public struct RCUPointer<Pointee: ~Copyable>: ~Copyable, @unchecked Sendable {
 
     @inlinable public init(_ initial: UnsafeMutablePointer<Pointee>?) { pointer = Atomic(initial) }
 
-    /// The current pointer, for readers; what it points to is complete, and valid until the reader's next quiescent
-    /// state.
+    /// What readers see now; complete, and valid until the section ends.
+    @_lifetime(borrow section)
+    @inlinable @inline(__always)
+    public borrowing func load(in section: borrowing ReadSection) -> RCUReference<Pointee>? {
+        guard let current = load() else { return nil }
+        return RCUReference(UnsafePointer(current), section)
+    }
+
+    /// The pointer itself, for writers, and for types that guard it by themselves.
     ///
-    /// > Concurrency: inside a read section, or with the writers' lock held.
+    /// > Concurrency: inside a read section, after which it is not used, or with the writers' lock held.
     @inlinable @inline(__always)
     public borrowing func load() -> UnsafeMutablePointer<Pointee>? {
         // ORDERING: acquire pairs with the releases below.

@@ -8,6 +8,7 @@ import Synchronization
 /// > Concurrency: used by one thread at a time; a hand-over between threads is synchronised by the caller.
 public struct RCUReader: ~Copyable, @unchecked Sendable {
     @usableFromInline let record: UnsafeMutablePointer<ReaderRecord>
+    @usableFromInline let line: GracePeriodLine
     private let domain: RCUDomain
 
     /// Asks the reader to pass a quiescent state soon; runs on a writer's thread.
@@ -22,13 +23,14 @@ public struct RCUReader: ~Copyable, @unchecked Sendable {
     public init(_ domain: RCUDomain, nudge: Nudge? = nil, context: UnsafeMutableRawPointer? = nil) {
         precondition((nudge == nil) == (context == nil), "a nudge and its context come together")
         self.domain = domain
+        line = domain.gracePeriods.line
         record = domain.gracePeriods.register(nudge: nudge, context: context)
     }
 
     deinit { domain.gracePeriods.unregister(record) }
 
     /// Whether the reader is on-line.
-    @inline(__always)
+    @inlinable @inline(__always)
     public var isOnline: Bool {
         // ORDERING: relaxed; only the reader itself writes the word.
         record.pointee.state.load(ordering: .relaxed) != 0
@@ -39,7 +41,7 @@ public struct RCUReader: ~Copyable, @unchecked Sendable {
         precondition(!isOnline, "the reader is on-line already")
         // ORDERING: the load pairs with the increment in `GracePeriods.advance`; the exchange is the full fence of
         // invariant 3.
-        let current = domain.gracePeriods.counter.load(ordering: .acquiring)
+        let current = line.counter.pointee.load(ordering: .acquiring)
         _ = record.pointee.state.exchange(current, ordering: .sequentiallyConsistent)
     }
 
@@ -51,21 +53,31 @@ public struct RCUReader: ~Copyable, @unchecked Sendable {
     }
 
     /// Declares that the reader holds no pointers it read before.
-    @inline(__always)
+    @inlinable @inline(__always)
     public borrowing func quiescentState() {
         assert(isOnline, "a quiescent state of an off-line reader")
         assert(!record.pointee.isInSection, "a quiescent state inside a read section")
         // ORDERING: acquire pairs with the increment in `GracePeriods.advance` (invariant 1).
-        let current = domain.gracePeriods.counter.load(ordering: .acquiring)
-        if current != record.pointee.state.load(ordering: .relaxed) {
-            domain.gracePeriods.report(record, current)
-        }
+        let current = line.counter.pointee.load(ordering: .acquiring)
+        if current != record.pointee.state.load(ordering: .relaxed) { report(current) }
     }
+
+    @usableFromInline
+    borrowing func report(_ current: UInt64) { domain.gracePeriods.report(record, current) }
 
     /// Runs `body`, in which pointers of the domain may be read and used. Sections nest.
     ///
-    /// Costs nothing in a release build: on-line is inside. The closure marks, and in debug builds checks, where
-    /// pointers live.
+    /// Costs nothing in a release build: on-line is inside. The section bounds references when it is compiled, and debug
+    /// builds check that no quiescent state falls into it.
+    @inlinable @inline(__always)
+    @available(*, noasync)
+    public borrowing func withReadSection<Result: ~Copyable, Failure: Error>(
+        _ body: (borrowing ReadSection) throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        try withReadSection { () throws(Failure) in try body(ReadSection()) }
+    }
+
+    /// The same for pointers that the compiler does not watch.
     @inlinable @inline(__always)
     @available(*, noasync)
     public borrowing func withReadSection<Result: ~Copyable, Failure: Error>(

@@ -7,7 +7,7 @@ import SystemPackage
 /// The queue of callbacks that wait for a grace period, and the thread that runs them.
 ///
 /// The thread is created by the first callback. It holds this object but not the domain, whose end stops it.
-/// Lock order: reclaim lock, then grace-period lock; the queue lock is innermost.
+/// Lock order: reclaim lock, then the locks of the grace periods; the queue lock is innermost.
 final class Reclaimer: @unchecked Sendable {
     struct Callback {
         let function: @convention(c) (UnsafeMutableRawPointer) -> Void
@@ -21,7 +21,7 @@ final class Reclaimer: @unchecked Sendable {
     /// How long the thread lets callbacks gather.
     private static let gatherNanoseconds: UInt64 = 5_000_000
 
-    private let gracePeriods: GracePeriods
+    private let source: any GracePeriodSource
     private let queueLock = FutexLock()
     /// Under the queue lock, as the two below.
     private var queue: [Callback] = []
@@ -35,7 +35,7 @@ final class Reclaimer: @unchecked Sendable {
     /// The kernel's number of the thread; 0 before it runs.
     private let threadNumber = Atomic<Int32>(0)
 
-    init(_ gracePeriods: GracePeriods) { self.gracePeriods = gracePeriods }
+    init(_ source: any GracePeriodSource) { self.source = source }
 
     /// The number of callbacks queued and not yet taken.
     var backlog: Int { queuedCount.load(ordering: .relaxed) }
@@ -68,7 +68,7 @@ final class Reclaimer: @unchecked Sendable {
                 return batch
             }
             guard !batch.isEmpty else { return }
-            gracePeriods.synchronize()
+            source.synchronize()
             for callback in batch { callback.function(callback.context) }
         }
     }

@@ -6,6 +6,7 @@ import RCU
 import Synchronization
 import SystemPackage
 import Translator
+import VCPUTables
 import X86
 
 /// One virtual CPU: a processor, its local APIC and where it stands in `KVM_RUN`.

@@ -7,6 +7,7 @@ import RCU
 import Synchronization
 import SystemPackage
 import Translator
+import VCPUTables
 
 /// One virtual machine: memory, vCPUs, interrupt controllers and clocks.
 ///
@@ -26,7 +27,7 @@ final class UserspaceVM: @unchecked Sendable {
 
     /// The VM lock: creation of vCPUs and controllers, and the settings below.
     let lock = FutexLock()
-    let vcpus: CopyAndPublishTable<UserspaceVCPU>
+    let vcpus: ReservedTable<UserspaceVCPU>
 
     /// PIC, IOAPIC and routes; set once, under the lock, before there are vCPUs.
     private let routerReference = AtomicLazyReference<InterruptRouter>()
@@ -51,7 +52,7 @@ final class UserspaceVM: @unchecked Sendable {
         domain = RCUDomain()
         memory = GuestMemory(domain: domain)
         cache = try TranslationCache()
-        vcpus = CopyAndPublishTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
+        vcpus = try ReservedTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
     }
 
     deinit { timers.stop() }

@@ -70,22 +70,6 @@ import Testing
         reader.offline()
     }
 
-    @Test func callbacksMayQueueCallbacks() {
-        let ran = Counter()
-        do {
-            let domain = RCUDomain()
-            for _ in 0..<10 {
-                domain.call { [weak domain] in
-                    ran.add(1)
-                    domain?.call { ran.add(1) }
-                }
-            }
-            domain.barrier()
-            domain.barrier()
-            #expect(ran.value == 20)
-        }
-    }
-
     @Test func theEndOfADomainRunsItsCallbacks() {
         let ran = Counter()
         do {
@@ -105,20 +89,6 @@ import Testing
             }
         }
         ran.wait(for: 1)
-    }
-
-    @Test func throttleBoundsTheBacklog() {
-        let domain = RCUDomain()
-        let ran = Counter()
-        var largest = 0
-        for _ in 0..<100_000 {
-            domain.call { ran.add(1) }
-            domain.throttle()
-            largest = max(largest, domain.backlog)
-        }
-        domain.barrier()
-        #expect(ran.value == 100_000)
-        #expect(largest <= 8192)
     }
 
     @Test func writersNudgeReadersTheyWaitFor() throws {
@@ -156,32 +126,6 @@ import Testing
         let isOnline = holder.reader.isOnline
         #expect(!isOnline)
     }
-
-    @Test func manyWritersShareGracePeriods() throws {
-        let domain = RCUDomain()
-        let done = Counter()
-        let stop = Flag()
-        let reader = try HostThread(name: "reader") {
-            let reader = RCUReader(domain)
-            reader.online()
-            while !stop.isSet {
-                reader.withReadSection {}
-                reader.quiescentState()
-            }
-        }
-        let writers = try (0..<8).map { _ in
-            try HostThread(name: "writer") {
-                for _ in 0..<200 {
-                    domain.synchronize()
-                    done.add(1)
-                }
-            }
-        }
-        writers.forEach { $0.join() }
-        stop.set()
-        reader.join()
-        #expect(done.value == 1600)
-    }
 }
 
 @Suite struct PointerTests {
@@ -198,5 +142,24 @@ import Testing
         #expect(predecessor == first)
         let current = pointer.load()
         #expect(current == first + 1)
+    }
+
+    @Test func aReferenceReadsThePublishedObject() {
+        struct Pair: ~Copyable {
+            let first = Atomic<Int>(1)
+            var second = 2
+        }
+        let object = UnsafeMutablePointer<Pair>.allocate(capacity: 1)
+        object.initialize(to: Pair())
+        defer { object.deinitialize(count: 1).deallocate() }
+        let pointer = RCUPointer<Pair>(nil)
+        let nothing = ThreadRCU.withReadSection { section in pointer.load(in: section)?.pointee.second }
+        #expect(nothing == nil)
+        pointer.publish(object)
+        let sum = ThreadRCU.withReadSection { section in
+            guard let pair = pointer.load(in: section) else { return 0 }
+            return pair.pointee.first.load(ordering: .relaxed) + pair.pointee.second
+        }
+        #expect(sum == 3)
     }
 }

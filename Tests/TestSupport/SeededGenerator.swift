@@ -29,3 +29,8 @@ public func runSeed(_ test: String) -> UInt64 {
     print("\(test): MARTLET_SEED=\(seed)")
     return seed
 }
+
+/// How long a stress test runs: what the environment's `MARTLET_STRESS_SECONDS` says, or `usual`.
+public func stressSeconds(_ usual: Double) -> Double {
+    getenv("MARTLET_STRESS_SECONDS").flatMap { Double(String(cString: $0)) } ?? usual
+}

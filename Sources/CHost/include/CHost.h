@@ -8,3 +8,4 @@
 #include "CHostProcessor.h"
 #include "CHostSignal.h"
 #include "CHostSystem.h"
+#include "CHostThread.h"

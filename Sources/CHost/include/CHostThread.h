@@ -1,0 +1,57 @@
+#pragma once
+
+// Storage that Swift cannot declare: words of the thread, and a word that readers reach without a call.
+
+#include <stdint.h>
+
+#define MARTLET_THREAD_WORD __thread __attribute__((tls_model("initial-exec")))
+
+// What readers of a thread that has no record yet find in its place: its first word says that it needs a slow path.
+struct martlet_unregistered_record {
+	uint64_t state;
+} __attribute__((aligned(64)));
+
+extern struct martlet_unregistered_record martlet_unregistered_record;
+
+// The thread's reader record.
+extern MARTLET_THREAD_WORD void *martlet_thread_record;
+// A small number of the thread, from 1 on; 0 before it has one.
+extern MARTLET_THREAD_WORD uint32_t martlet_thread_number;
+
+static inline void *martlet_get_thread_record(void)
+{
+	return martlet_thread_record;
+}
+
+// NULL: the thread has none any more.
+static inline void martlet_set_thread_record(void *record)
+{
+	martlet_thread_record = record ? record : &martlet_unregistered_record;
+}
+
+static inline void *martlet_unregistered_record_address(void)
+{
+	return &martlet_unregistered_record;
+}
+
+static inline uint32_t martlet_get_thread_number(void)
+{
+	return martlet_thread_number;
+}
+
+static inline void martlet_set_thread_number(uint32_t number)
+{
+	martlet_thread_number = number;
+}
+
+// The grace periods that all threads of the process take part in; see GracePeriodLine in Swift.
+struct martlet_grace_period_line {
+	uint64_t counter;
+} __attribute__((aligned(64)));
+
+extern struct martlet_grace_period_line martlet_thread_grace_periods;
+
+static inline void *martlet_thread_grace_period_line(void)
+{
+	return &martlet_thread_grace_periods;
+}

@@ -80,8 +80,9 @@ struct InstructionSite {
 
 /// The instructions that are executed in Swift, each kept once however often it occurs.
 ///
-/// > Concurrency: as ``ChunkedArray``.
-struct InstructionTable {
+/// > Concurrency: as ``ChunkedArray``; the numbers are read and written under the owner's lock. A class, because a reader
+/// without the lock must not touch what the lock guards.
+final class InstructionTable {
     /// All that the decoder makes of bytes depends on these.
     private struct Key: Hashable {
         var bytes0: UInt64
@@ -95,7 +96,7 @@ struct InstructionTable {
     func pointer(at number: Int32) -> UnsafeMutablePointer<SwiftInstruction> { instructions.pointer(at: Int(number)) }
 
     /// The number of `instruction`, which was decoded in code of size `codeSize`.
-    mutating func number(of instruction: SwiftInstruction, _ codeSize: Decoder.CodeSize) -> Int32 {
+    func number(of instruction: SwiftInstruction, _ codeSize: Decoder.CodeSize) -> Int32 {
         let i = instruction.decoded
         let key = Key(
             bytes0: i.bytes.0, bytes1: i.bytes.1,
@@ -108,7 +109,7 @@ struct InstructionTable {
         return number
     }
 
-    mutating func removeAll() {
+    func removeAll() {
         instructions.removeAll()
         numbers.removeAll()
     }

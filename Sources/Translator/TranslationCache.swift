@@ -25,7 +25,7 @@ public final class TranslationCache: @unchecked Sendable {
     private let blocks: ChunkedArray<CompactBlock>
     /// The second pages of the blocks that span two, by block number.
     private var secondPages: [Int32: UInt64] = [:]
-    private var instructions = InstructionTable()
+    private let instructions = InstructionTable()
     private let sites: ChunkedArray<InstructionSite>
     private let linkSites: ChunkedArray<CompactLinkSite>
     private let points: ChunkedArray<CompactPoint>

@@ -212,13 +212,17 @@ extension DecodedInstruction {
             return category == ZYDIS_CATEGORY_CMOV || category == ZYDIS_CATEGORY_SETCC
         }
     }
+
     /// Whether a memory operand that is not aligned to its size raises #GP on every host. For the SHA extensions, the
     /// makers' processors differ.
     ///
-    /// > Source: Intel SDM volume 1, section 4.1.1; volume 2, tables 2-18 to 2-21.
-    var needsAlignedMemory: Bool {
+    /// - Parameter mxcsr: AMD's MM bit allows misaligned operands, but not of aligned moves.
+    /// > Source: Intel SDM volume 1, section 4.1.1; volume 2, tables 2-18 to 2-21. AMD APM volume 1, section 4.2.2.
+    func needsAlignedMemory(mxcsr: UInt32) -> Bool {
         switch mnemonic {
-        case ZYDIS_MNEMONIC_CMPXCHG16B, ZYDIS_MNEMONIC_VMOVAPS, ZYDIS_MNEMONIC_VMOVAPD, ZYDIS_MNEMONIC_VMOVDQA,
+        case ZYDIS_MNEMONIC_CMPXCHG16B, ZYDIS_MNEMONIC_MOVAPS, ZYDIS_MNEMONIC_MOVAPD, ZYDIS_MNEMONIC_MOVDQA,
+            ZYDIS_MNEMONIC_MOVNTPS, ZYDIS_MNEMONIC_MOVNTPD, ZYDIS_MNEMONIC_MOVNTDQ, ZYDIS_MNEMONIC_MOVNTDQA,
+            ZYDIS_MNEMONIC_VMOVAPS, ZYDIS_MNEMONIC_VMOVAPD, ZYDIS_MNEMONIC_VMOVDQA,
             ZYDIS_MNEMONIC_VMOVNTPS, ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA:
             return true
         case ZYDIS_MNEMONIC_MOVUPS, ZYDIS_MNEMONIC_MOVUPD, ZYDIS_MNEMONIC_MOVDQU, ZYDIS_MNEMONIC_LDDQU,
@@ -226,7 +230,7 @@ extension DecodedInstruction {
             ZYDIS_MNEMONIC_PCMPISTRM:
             return false
         default:
-            return encoding == .legacy && unit == .sse && isaSet != ZYDIS_ISA_SET_SHA
+            return encoding == .legacy && unit == .sse && isaSet != ZYDIS_ISA_SET_SHA && mxcsr & 1 << 17 == 0
         }
     }
 }

@@ -333,7 +333,7 @@ extension Processor {
         setRIP(fromOffset: descriptor.offset)
         // The operand's alignment is checked before its page.
         if descriptor.byteCount > 8, linear & UInt64(descriptor.byteCount - 1) != 0,
-            let instruction = try? decodeCurrent(), instruction.needsAlignedMemory
+            let instruction = try? decodeCurrent(), instruction.needsAlignedMemory(mxcsr: liveMXCSR())
         {
             missFault = .generalProtection()
         }

@@ -185,6 +185,12 @@ public final class Processor {
         return try body()
     }
 
+    /// The guest's MXCSR, which is in the host's inside ``withGuestControl(_:)``.
+    func liveMXCSR() -> UInt32 {
+        call(cache.trampolines.storeMXCSR)
+        return state.mxcsr
+    }
+
     /// Runs the block at `code` until it leaves.
     /// - Returns: the exit word.
     func enter(_ code: UInt64) -> UInt32 {

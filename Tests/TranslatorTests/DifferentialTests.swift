@@ -30,4 +30,20 @@ import Testing
 
     @Test(.enabled(if: NativeRunner.runsNarrowCode, "the host's kernel runs no 32-bit code"))
     func sequencesOf32BitCode() throws { try run(isNarrow: true) }
+
+    /// Sequences that long runs found: x87 exceptions that are pending when the operand faults, and an operand that the
+    /// host's MXCSR allows to be misaligned.
+    @Test(arguments: [169_213_121_567_283, 575_426_833_550_246, 1_098_725_649_018_675] as [UInt64])
+    func foundIn64BitCode(seed: UInt64) throws { try expectSame(seed, isNarrow: false) }
+
+    /// The same, and PUSHA that faults half-way.
+    @Test(
+        .enabled(if: NativeRunner.runsNarrowCode, "the host's kernel runs no 32-bit code"),
+        arguments: [26_860_725_475_515, 283_815_733_953_134, 1_098_725_649_018_675] as [UInt64])
+    func foundIn32BitCode(seed: UInt64) throws { try expectSame(seed, isNarrow: true) }
+
+    private func expectSame(_ seed: UInt64, isNarrow: Bool) throws {
+        let summary = try DifferentialRun(seed: seed, isNarrow: isNarrow).run(count: 1)
+        for failure in summary.failures { Issue.record("\(failure)") }
+    }
 }

@@ -69,6 +69,7 @@ final class DifferentialRun {
                     """
                     case \(summary.caseCount + number) of seed \(seed): \(accident)
                     \(disassembler.listing(codes[number].0, at: address))
+                    before: \(Comparison.describe(nativeSlot(number).input))
                     """)
                 return summary
             }

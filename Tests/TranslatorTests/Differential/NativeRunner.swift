@@ -24,7 +24,8 @@ final class NativeRunner {
         static var entryRoutine: UInt64 { TestArea.control + 0x1000 }
         static var narrowEntryRoutine: UInt64 { TestArea.control + 0x1400 }
         static var exitRoutine: UInt64 { TestArea.control + 0x1800 }
-        static var signalStack: UInt64 { TestArea.control + 0x2000 }
+        /// Far from what stack pointers of cases are: the kernel takes one that points there for that of a handler.
+        static var signalStack: UInt64 { 0x2A5B_0000_0000 }
         static var signalStackByteCount: Int { 0x2000 }
     }
 
@@ -123,6 +124,7 @@ final class NativeRunner {
         map(TestArea.code, TestArea.codePages, PROT_READ | PROT_WRITE | PROT_EXEC, anonymous, -1)
         map(TestArea.control, TestArea.controlPages, PROT_READ | PROT_WRITE | PROT_EXEC, anonymous, -1)
         map(TestArea.stack, TestArea.stackPages, PROT_READ | PROT_WRITE, anonymous, -1)
+        map(Control.signalStack, Control.signalStackByteCount >> 12, PROT_READ | PROT_WRITE, anonymous, -1)
         let file = martlet_memfd_create("martlet-test-data", 0)
         if file < 0 || ftruncate(file, TestArea.dataPages << 12) != 0 { _exit(98) }
         map(TestArea.data, TestArea.dataPages, PROT_READ | PROT_WRITE, MAP_SHARED, file)

@@ -1,5 +1,4 @@
 import Addressing
-import Glibc
 import Host
 import RCU
 import SystemPackage
@@ -100,12 +99,14 @@ extension GuestMemory {
     private func create(
         _ new: MemorySlotDescription, _ change: MemorySlotChange, _ prepare: (MemorySlotChange) throws(Errno) -> Void
     ) throws(Errno) {
-        let bitmap = try makeBitmap(for: new)
-        do throws(Errno) { try prepare(change) } catch {
-            bitmap.map(Self.freeBitmap)
+        let working = try makeSlot(new, replacing: nil)
+        do throws(Errno) {
+            try reserve(new)
+            try prepare(change)
+        } catch {
+            discard(working, replacing: nil)
             throw error
         }
-        let working = MemorySlot.Pointer.make(MemorySlot(new, dirtyBitmap: bitmap))
         replace(nil, with: working)
         activate(nil, with: working)
         totalPageCount += new.pageCount
@@ -115,18 +116,19 @@ extension GuestMemory {
         _ old: MemorySlot.Pointer, _ change: MemorySlotChange, _ prepare: (MemorySlotChange) throws(Errno) -> Void,
         _ flush: (MemorySlotChange) -> Void
     ) throws(Errno) {
-        let working = invalidate(old)
+        let working = try makeInvalid(old)
+        invalidate(old, working)
         flush(change)
         do throws(Errno) { try prepare(change) } catch {
-            restore(old, from: working)
+            activate(working, with: old)
+            discard(working, replacing: old)
             throw error
         }
         replace(old, with: nil)
         activate(working, with: nil)
         totalPageCount -= old.pointee.pageCount
-        old.pointee.dirtyBitmap.map(Self.freeBitmap)
-        old.free()
-        working.free()
+        discard(working, replacing: old)
+        discard(old, replacing: nil)
     }
 
     private func move(
@@ -134,59 +136,51 @@ extension GuestMemory {
         _ prepare: (MemorySlotChange) throws(Errno) -> Void, _ flush: (MemorySlotChange) -> Void
     ) throws(Errno) {
         let oldBitmap = old.pointee.dirtyBitmap
-        let bitmap = try bitmap(for: new, replacing: oldBitmap)
-        let working = invalidate(old)
+        let bitmap = try makeBitmap(for: new, replacing: oldBitmap)
+        let working: MemorySlot.Pointer
+        do throws(Errno) { working = try makeInvalid(old) } catch {
+            if bitmap != oldBitmap { allocator.free(bitmap) }
+            throw error
+        }
+        invalidate(old, working)
         flush(change)
         do throws(Errno) { try prepare(change) } catch {
-            restore(old, from: working)
-            if bitmap != oldBitmap { bitmap.map(Self.freeBitmap) }
+            activate(working, with: old)
+            discard(working, replacing: old)
+            if bitmap != oldBitmap { allocator.free(bitmap) }
             throw error
         }
         // `old` is in the inactive set only, and no reader holds it: its memory becomes the moved slot.
-        let inactive = spaces[Int(new.addressSpace)].inactive
-        inactive.pointee.erase(old)
-        old.pointee.move(to: new)
-        old.pointee.dirtyBitmap = bitmap
-        inactive.pointee.insert(old)
+        spaces[Int(new.addressSpace)].inactive.pointee.move(old) { slot in
+            slot.pointee.move(to: new)
+            slot.pointee.dirtyBitmap = bitmap
+        }
         activate(working, with: old)
-        if bitmap != oldBitmap { oldBitmap.map(Self.freeBitmap) }
-        working.free()
+        // The old bitmap, if another or none took its place, goes with the copy that shares it.
+        discard(working, replacing: old)
     }
 
     private func changeFlags(
         _ old: MemorySlot.Pointer, to new: MemorySlotDescription, _ change: MemorySlotChange,
         _ prepare: (MemorySlotChange) throws(Errno) -> Void, _ flush: (MemorySlotChange) -> Void
     ) throws(Errno) {
-        let oldBitmap = old.pointee.dirtyBitmap
-        let bitmap = try bitmap(for: new, replacing: oldBitmap)
+        let working = try makeSlot(new, replacing: old)
         do throws(Errno) { try prepare(change) } catch {
-            if bitmap != oldBitmap { bitmap.map(Self.freeBitmap) }
+            discard(working, replacing: old)
             throw error
         }
-        let working = MemorySlot.Pointer.make(MemorySlot(new, dirtyBitmap: bitmap))
         replace(old, with: working)
         activate(old, with: working)
         flush(change)
-        if bitmap != oldBitmap { oldBitmap.map(Self.freeBitmap) }
-        old.free()
+        discard(old, replacing: working)
     }
 
     // MARK: Steps
 
-    /// Publishes an INVALID copy in the place of `old`, which stays in the inactive set. Returns the copy.
-    private func invalidate(_ old: MemorySlot.Pointer) -> MemorySlot.Pointer {
-        var description = old.pointee.description
-        description.flags.insert(.invalid)
-        let working = MemorySlot.Pointer.make(MemorySlot(description, dirtyBitmap: old.pointee.dirtyBitmap))
+    /// Publishes `working`, the INVALID copy, in the place of `old`, which stays in the inactive set.
+    private func invalidate(_ old: MemorySlot.Pointer, _ working: MemorySlot.Pointer) {
         replace(old, with: working)
-        swap(addressSpace: description.addressSpace)
-        return working
-    }
-
-    /// Publishes `old` again after `invalidate`, and frees the copy.
-    private func restore(_ old: MemorySlot.Pointer, from working: MemorySlot.Pointer) {
-        activate(working, with: old)
-        working.free()
+        swap(addressSpace: old.pointee.addressSpace)
     }
 
     /// Changes the inactive set.
@@ -209,21 +203,44 @@ extension GuestMemory {
 
     // MARK: Memory
 
-    /// The bitmap of the slot that takes an old one's place: the same, a new one or none.
-    private func bitmap(
+    /// A slot that no set holds. It shares the bitmap of `old` if both are logged.
+    private func makeSlot(
+        _ description: MemorySlotDescription, replacing old: MemorySlot.Pointer?
+    ) throws(Errno) -> MemorySlot.Pointer {
+        let oldBitmap = old?.pointee.dirtyBitmap
+        let bitmap = try makeBitmap(for: description, replacing: oldBitmap)
+        guard let slot = allocator.makeSlot(description, dirtyBitmap: bitmap) else {
+            if bitmap != oldBitmap { allocator.free(bitmap) }
+            throw .noMemory
+        }
+        return slot
+    }
+
+    /// The INVALID copy of a slot.
+    private func makeInvalid(_ slot: MemorySlot.Pointer) throws(Errno) -> MemorySlot.Pointer {
+        var description = slot.pointee.description
+        description.flags.insert(.invalid)
+        return try makeSlot(description, replacing: slot)
+    }
+
+    /// Frees a slot that no reader can reach, and its bitmap unless it is also that of `other`.
+    private func discard(_ slot: MemorySlot.Pointer, replacing other: MemorySlot.Pointer?) {
+        if slot.pointee.dirtyBitmap != other?.pointee.dirtyBitmap { allocator.free(slot.pointee.dirtyBitmap) }
+        allocator.free(slot)
+    }
+
+    /// The bitmap of the slot that takes an old one's place: the same, a clean one or none.
+    private func makeBitmap(
         for new: MemorySlotDescription, replacing old: UnsafeMutablePointer<UInt64>?
     ) throws(Errno) -> UnsafeMutablePointer<UInt64>? {
-        if let old, new.flags.contains(.logDirtyPages) { return old }
-        return try makeBitmap(for: new)
+        guard new.flags.contains(.logDirtyPages) else { return nil }
+        if let old { return old }
+        guard let bitmap = allocator.makeBitmap(pageCount: new.pageCount) else { throw .noMemory }
+        return bitmap
     }
 
-    /// A clean bitmap if the slot is to be logged.
-    private func makeBitmap(for slot: MemorySlotDescription) throws(Errno) -> UnsafeMutablePointer<UInt64>? {
-        guard slot.flags.contains(.logDirtyPages) else { return nil }
-        let count = MemorySlot.bitmapWordCount(pageCount: slot.pageCount)
-        guard let memory = calloc(count, MemoryLayout<UInt64>.size) else { throw .noMemory }
-        return memory.bindMemory(to: UInt64.self, capacity: count)
+    /// Makes room for the slot's id.
+    private func reserve(_ slot: MemorySlotDescription) throws(Errno) {
+        guard allocator.reserve(slot.id, in: spaces[Int(slot.addressSpace)].ids) else { throw .noMemory }
     }
-
-    static func freeBitmap(_ bitmap: UnsafeMutablePointer<UInt64>) { free(bitmap) }
 }

@@ -31,8 +31,9 @@ extension GuestMemory {
     ) throws(Errno) {
         let requested = try decode(region)
         try slotsLock.withLock { () throws(Errno) in
-            let old = spaces[Int(requested.addressSpace)].active.load()!.pointee.find(id: requested.id)
-            guard let change = try classify(requested, old: old) else { return }
+            let active = spaces[Int(requested.addressSpace)].active.load()!
+            let old = active.pointee.find(id: requested.id)
+            guard let change = try classify(requested, old: old, in: active) else { return }
             switch change {
             case .create(let new): try create(new, change, prepare)
             case .delete: try delete(old!, change, prepare, flush)
@@ -45,7 +46,7 @@ extension GuestMemory {
     // MARK: Decoding
 
     /// Checks what can be checked without looking at the slots.
-    private func decode(_ region: UserMemoryRegion) throws(Errno) -> MemorySlotDescription {
+    func decode(_ region: UserMemoryRegion) throws(Errno) -> MemorySlotDescription {
         let flags = MemorySlot.Flags(rawValue: region.flags)
         let addressSpace = region.slot >> 16
         let id = UInt16(truncatingIfNeeded: region.slot)
@@ -64,9 +65,9 @@ extension GuestMemory {
             pageCount: region.memorySize >> pageShift, hostAddress: UInt(region.userspaceAddress), flags: flags)
     }
 
-    /// What the request means for the slots as they are; nil if nothing.
-    private func classify(
-        _ requested: MemorySlotDescription, old: MemorySlot.Pointer?
+    /// What the request means for the slots of a set; nil if nothing.
+    func classify(
+        _ requested: MemorySlotDescription, old: MemorySlot.Pointer?, in set: UnsafePointer<MemorySlotSet>
     ) throws(Errno) -> MemorySlotChange? {
         guard requested.pageCount > 0 else {
             guard let old else { throw .invalidArgument }
@@ -85,8 +86,7 @@ extension GuestMemory {
             guard !totalPageCount.addingReportingOverflow(requested.pageCount).overflow else { throw .invalidArgument }
             change = .create(requested)
         }
-        let active = spaces[Int(requested.addressSpace)].active.load()!
-        guard !active.pointee.overlaps(requested.frames, except: requested.id) else { throw .fileExists }
+        guard !set.pointee.overlaps(requested.frames, except: requested.id) else { throw .fileExists }
         // KVM looks for overlaps first, so that a range that is also too high gives EEXIST.
         guard requested.frames.upperBound.value <= Self.frameCount else { throw .invalidArgument }
         return change
@@ -197,14 +197,14 @@ extension GuestMemory {
         replace(old, with: new)
     }
 
-    private func swap(addressSpace: UInt8) {
+    func swap(addressSpace: UInt8) {
         spaces[Int(addressSpace)].swap(domain: domain, stride: UInt64(addressSpaceCount))
     }
 
     // MARK: Memory
 
     /// A slot that no set holds. It shares the bitmap of `old` if both are logged.
-    private func makeSlot(
+    func makeSlot(
         _ description: MemorySlotDescription, replacing old: MemorySlot.Pointer?
     ) throws(Errno) -> MemorySlot.Pointer {
         let oldBitmap = old?.pointee.dirtyBitmap
@@ -224,7 +224,7 @@ extension GuestMemory {
     }
 
     /// Frees a slot that no reader can reach, and its bitmap unless it is also that of `other`.
-    private func discard(_ slot: MemorySlot.Pointer, replacing other: MemorySlot.Pointer?) {
+    func discard(_ slot: MemorySlot.Pointer, replacing other: MemorySlot.Pointer?) {
         if slot.pointee.dirtyBitmap != other?.pointee.dirtyBitmap { allocator.free(slot.pointee.dirtyBitmap) }
         allocator.free(slot)
     }
@@ -240,7 +240,7 @@ extension GuestMemory {
     }
 
     /// Makes room for the slot's id.
-    private func reserve(_ slot: MemorySlotDescription) throws(Errno) {
+    func reserve(_ slot: MemorySlotDescription) throws(Errno) {
         guard allocator.reserve(slot.id, in: spaces[Int(slot.addressSpace)].ids) else { throw .noMemory }
     }
 }

@@ -77,8 +77,9 @@ extension GuestMemory {
             let changes = edits.compactMap { $0?.change }
             if !changes.isEmpty { try prepare(changes) }
         } catch {
+            let inactive = spaces[Int(requests[0].addressSpace)].inactive
             for case let edit? in edits.reversed() {
-                spaces[Int(requests[0].addressSpace)].inactive.pointee.replace(edit.new, with: edit.old)
+                inactive.pointee.replace(edit.new, with: edit.old)
                 if let new = edit.new { discard(new, replacing: nil) }
             }
             totalPageCount = pageCount

@@ -151,7 +151,8 @@ extension GuestMemory {
             throw error
         }
         // `old` is in the inactive set only, and no reader holds it: its memory becomes the moved slot.
-        spaces[Int(new.addressSpace)].inactive.pointee.move(old) { slot in
+        let inactive = spaces[Int(new.addressSpace)].inactive
+        inactive.pointee.move(old) { slot in
             slot.pointee.move(to: new)
             slot.pointee.dirtyBitmap = bitmap
         }

@@ -99,7 +99,7 @@ public struct MemorySlot: ~Copyable {
         let word = Self.atomic(dirtyBitmap + Int(page / 64))
         let bit: UInt64 = 1 << (page % 64)
         if word.pointee.load(ordering: .relaxed) & bit != 0 { return }
-        // ORDERING: release pairs with the acquiring exchange of `takeDirtyPages`: whoever takes the bit sees what this
+        // ORDERING: release pairs with the acquiring exchange of `getDirtyLog`: whoever takes the bit sees what this
         // thread wrote to the page before.
         word.pointee.bitwiseOr(bit, ordering: .releasing)
     }

@@ -53,6 +53,8 @@ import Testing
         try memory.set(UserMemoryRegion(3, frame: 40, pages: 10))
         try memory.set(UserMemoryRegion(4, frame: 60, pages: 10))
         mark(1, 22)
+        // What a vCPU has that found the slot before the switch and did not yet acknowledge it.
+        let found = try #require(memory.lookup(GuestFrameNumber(27), addressSpace: 0))
         var kinds: [String] = []
         func kind(_ change: MemorySlotChange) -> String {
             switch change {
@@ -77,10 +79,11 @@ import Testing
                 kinds = changes.map(kind)
                 #expect(memory.owner(of: 0) == 2)
                 #expect(memory.owner(of: 25) == 1)
-                // Late, but before the acknowledgement.
                 mark(45)
+                found.pointee.markDirty(frame: GuestFrameNumber(27))
             })
-        #expect(bitmaps == [[1 << 1], [1 << 2], [0], nil, nil, nil, nil])
+        let late: UInt64 = 1 << 2 | 1 << 7
+        #expect(bitmaps == [[1 << 1], [late], [0], nil, nil, nil, nil])
         #expect(
             kinds == [
                 "move 1 from 0 to 1000", "move 2 from 20 to 0", "move 1 from 1000 to 20", "flags of 3 from 0 to 1",

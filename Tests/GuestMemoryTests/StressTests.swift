@@ -42,7 +42,7 @@ extension MemorySlotDescription {
 @Suite struct StressTests {
     /// Seeded changes against the model, while readers look slots up.
     ///
-    /// A million steps take some minutes: `MARTLET_STRESS_SECONDS=300`.
+    /// A million steps take less than a minute: `MARTLET_STRESS_SECONDS=50`.
     @Test func randomChangesMatchTheModel() throws {
         let seed = runSeed("slots")
         let domain = RCUDomain()

@@ -9,6 +9,7 @@ extension GuestMemory {
     public func brokenInvariant() -> String? {
         slotsLock.withLock {
             var pages: UInt64 = 0
+            var allocations = MemorySlotAllocator.Counts()
             for number in 0..<addressSpaceCount {
                 let active = spaces[number].active.load()!
                 let inactive = spaces[number].inactive
@@ -22,6 +23,8 @@ extension GuestMemory {
                 if slots.active != slots.inactive { return "address space \(number): the sets differ" }
                 for slot in slots.active {
                     pages += slot.pointee.pageCount
+                    allocations.slots += 1
+                    if slot.pointee.dirtyBitmap != nil { allocations.bitmaps += 1 }
                     if slot.pointee.flags.contains(.invalid) { return "slot \(slot.pointee.id) is left INVALID" }
                     if slot.pointee.flags.contains(.logDirtyPages) != (slot.pointee.dirtyBitmap != nil) {
                         return "slot \(slot.pointee.id): bitmap and flag disagree"
@@ -29,33 +32,8 @@ extension GuestMemory {
                 }
                 if generation(addressSpace: number).isUpdateInProgress { return "an update is left in progress" }
             }
+            if allocations != allocator.counts { return "\(allocations) are in use, \(allocator.counts) are allocated" }
             return pages == totalPageCount ? nil : "\(pages) pages in slots, \(totalPageCount) counted"
         }
-    }
-}
-
-extension MemorySlotSet {
-    /// What is wrong with the set; nil if nothing.
-    func brokenInvariant() -> String? {
-        var previousEnd = GuestFrameNumber(0)
-        var broken: String?
-        // Readers change it meanwhile.
-        let lastUsed = lastUsedSlot
-        var isLastUsedPresent = lastUsed == nil
-        forEach { slot in
-            let links = slot.links(index).pointee
-            if slot == lastUsed { isLastUsedPresent = true }
-            if slot.pointee.baseFrame < previousEnd { broken = "slot \(slot.pointee.id) overlaps its predecessor" }
-            previousEnd = slot.pointee.endFrame
-            if find(id: slot.pointee.id) != slot { broken = "slot \(slot.pointee.id) is not found by its id" }
-            if links.parent == nil && root != slot { broken = "slot \(slot.pointee.id) has no parent" }
-            for child in [links.left, links.right] {
-                guard let child else { continue }
-                if child.links(index).pointee.parent != slot { broken = "slot \(child.pointee.id) has a wrong parent" }
-                if child.pointee.priority > slot.pointee.priority { broken = "slot \(child.pointee.id) is too deep" }
-            }
-        }
-        if !isLastUsedPresent { broken = "the slot used last is not in the set" }
-        return broken
     }
 }

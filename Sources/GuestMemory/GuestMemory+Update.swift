@@ -1,5 +1,4 @@
 import Addressing
-import Glibc
 import Host
 import RCU
 import SystemPackage
@@ -32,8 +31,9 @@ extension GuestMemory {
     ) throws(Errno) {
         let requested = try decode(region)
         try slotsLock.withLock { () throws(Errno) in
-            let old = spaces[Int(requested.addressSpace)].active.load()!.pointee.find(id: requested.id)
-            guard let change = try classify(requested, old: old) else { return }
+            let active = spaces[Int(requested.addressSpace)].active.load()!
+            let old = active.pointee.find(id: requested.id)
+            guard let change = try classify(requested, old: old, in: active) else { return }
             switch change {
             case .create(let new): try create(new, change, prepare)
             case .delete: try delete(old!, change, prepare, flush)
@@ -46,7 +46,7 @@ extension GuestMemory {
     // MARK: Decoding
 
     /// Checks what can be checked without looking at the slots.
-    private func decode(_ region: UserMemoryRegion) throws(Errno) -> MemorySlotDescription {
+    func decode(_ region: UserMemoryRegion) throws(Errno) -> MemorySlotDescription {
         let flags = MemorySlot.Flags(rawValue: region.flags)
         let addressSpace = region.slot >> 16
         let id = UInt16(truncatingIfNeeded: region.slot)
@@ -65,9 +65,9 @@ extension GuestMemory {
             pageCount: region.memorySize >> pageShift, hostAddress: UInt(region.userspaceAddress), flags: flags)
     }
 
-    /// What the request means for the slots as they are; nil if nothing.
-    private func classify(
-        _ requested: MemorySlotDescription, old: MemorySlot.Pointer?
+    /// What the request means for the slots of a set; nil if nothing.
+    func classify(
+        _ requested: MemorySlotDescription, old: MemorySlot.Pointer?, in set: UnsafePointer<MemorySlotSet>
     ) throws(Errno) -> MemorySlotChange? {
         guard requested.pageCount > 0 else {
             guard let old else { throw .invalidArgument }
@@ -86,8 +86,7 @@ extension GuestMemory {
             guard !totalPageCount.addingReportingOverflow(requested.pageCount).overflow else { throw .invalidArgument }
             change = .create(requested)
         }
-        let active = spaces[Int(requested.addressSpace)].active.load()!
-        guard !active.pointee.overlaps(requested.frames, except: requested.id) else { throw .fileExists }
+        guard !set.pointee.overlaps(requested.frames, except: requested.id) else { throw .fileExists }
         // KVM looks for overlaps first, so that a range that is also too high gives EEXIST.
         guard requested.frames.upperBound.value <= Self.frameCount else { throw .invalidArgument }
         return change
@@ -100,12 +99,14 @@ extension GuestMemory {
     private func create(
         _ new: MemorySlotDescription, _ change: MemorySlotChange, _ prepare: (MemorySlotChange) throws(Errno) -> Void
     ) throws(Errno) {
-        let bitmap = try makeBitmap(for: new)
-        do throws(Errno) { try prepare(change) } catch {
-            bitmap.map(Self.freeBitmap)
+        let working = try makeSlot(new, replacing: nil)
+        do throws(Errno) {
+            try reserve(new)
+            try prepare(change)
+        } catch {
+            discard(working, replacing: nil)
             throw error
         }
-        let working = MemorySlot.Pointer.make(MemorySlot(new, dirtyBitmap: bitmap))
         replace(nil, with: working)
         activate(nil, with: working)
         totalPageCount += new.pageCount
@@ -115,18 +116,19 @@ extension GuestMemory {
         _ old: MemorySlot.Pointer, _ change: MemorySlotChange, _ prepare: (MemorySlotChange) throws(Errno) -> Void,
         _ flush: (MemorySlotChange) -> Void
     ) throws(Errno) {
-        let working = invalidate(old)
+        let working = try makeInvalid(old)
+        invalidate(old, working)
         flush(change)
         do throws(Errno) { try prepare(change) } catch {
-            restore(old, from: working)
+            activate(working, with: old)
+            discard(working, replacing: old)
             throw error
         }
         replace(old, with: nil)
         activate(working, with: nil)
         totalPageCount -= old.pointee.pageCount
-        old.pointee.dirtyBitmap.map(Self.freeBitmap)
-        old.free()
-        working.free()
+        discard(working, replacing: old)
+        discard(old, replacing: nil)
     }
 
     private func move(
@@ -134,59 +136,52 @@ extension GuestMemory {
         _ prepare: (MemorySlotChange) throws(Errno) -> Void, _ flush: (MemorySlotChange) -> Void
     ) throws(Errno) {
         let oldBitmap = old.pointee.dirtyBitmap
-        let bitmap = try bitmap(for: new, replacing: oldBitmap)
-        let working = invalidate(old)
+        let bitmap = try makeBitmap(for: new, replacing: oldBitmap)
+        let working: MemorySlot.Pointer
+        do throws(Errno) { working = try makeInvalid(old) } catch {
+            if bitmap != oldBitmap { allocator.free(bitmap) }
+            throw error
+        }
+        invalidate(old, working)
         flush(change)
         do throws(Errno) { try prepare(change) } catch {
-            restore(old, from: working)
-            if bitmap != oldBitmap { bitmap.map(Self.freeBitmap) }
+            activate(working, with: old)
+            discard(working, replacing: old)
+            if bitmap != oldBitmap { allocator.free(bitmap) }
             throw error
         }
         // `old` is in the inactive set only, and no reader holds it: its memory becomes the moved slot.
         let inactive = spaces[Int(new.addressSpace)].inactive
-        inactive.pointee.erase(old)
-        old.pointee.move(to: new)
-        old.pointee.dirtyBitmap = bitmap
-        inactive.pointee.insert(old)
+        inactive.pointee.move(old) { slot in
+            slot.pointee.move(to: new)
+            slot.pointee.dirtyBitmap = bitmap
+        }
         activate(working, with: old)
-        if bitmap != oldBitmap { oldBitmap.map(Self.freeBitmap) }
-        working.free()
+        // The old bitmap, if another or none took its place, goes with the copy that shares it.
+        discard(working, replacing: old)
     }
 
     private func changeFlags(
         _ old: MemorySlot.Pointer, to new: MemorySlotDescription, _ change: MemorySlotChange,
         _ prepare: (MemorySlotChange) throws(Errno) -> Void, _ flush: (MemorySlotChange) -> Void
     ) throws(Errno) {
-        let oldBitmap = old.pointee.dirtyBitmap
-        let bitmap = try bitmap(for: new, replacing: oldBitmap)
+        let working = try makeSlot(new, replacing: old)
         do throws(Errno) { try prepare(change) } catch {
-            if bitmap != oldBitmap { bitmap.map(Self.freeBitmap) }
+            discard(working, replacing: old)
             throw error
         }
-        let working = MemorySlot.Pointer.make(MemorySlot(new, dirtyBitmap: bitmap))
         replace(old, with: working)
         activate(old, with: working)
         flush(change)
-        if bitmap != oldBitmap { oldBitmap.map(Self.freeBitmap) }
-        old.free()
+        discard(old, replacing: working)
     }
 
     // MARK: Steps
 
-    /// Publishes an INVALID copy in the place of `old`, which stays in the inactive set. Returns the copy.
-    private func invalidate(_ old: MemorySlot.Pointer) -> MemorySlot.Pointer {
-        var description = old.pointee.description
-        description.flags.insert(.invalid)
-        let working = MemorySlot.Pointer.make(MemorySlot(description, dirtyBitmap: old.pointee.dirtyBitmap))
+    /// Publishes `working`, the INVALID copy, in the place of `old`, which stays in the inactive set.
+    private func invalidate(_ old: MemorySlot.Pointer, _ working: MemorySlot.Pointer) {
         replace(old, with: working)
-        swap(addressSpace: description.addressSpace)
-        return working
-    }
-
-    /// Publishes `old` again after `invalidate`, and frees the copy.
-    private func restore(_ old: MemorySlot.Pointer, from working: MemorySlot.Pointer) {
-        activate(working, with: old)
-        working.free()
+        swap(addressSpace: old.pointee.addressSpace)
     }
 
     /// Changes the inactive set.
@@ -203,27 +198,50 @@ extension GuestMemory {
         replace(old, with: new)
     }
 
-    private func swap(addressSpace: UInt8) {
+    func swap(addressSpace: UInt8) {
         spaces[Int(addressSpace)].swap(domain: domain, stride: UInt64(addressSpaceCount))
     }
 
     // MARK: Memory
 
-    /// The bitmap of the slot that takes an old one's place: the same, a new one or none.
-    private func bitmap(
+    /// A slot that no set holds. It shares the bitmap of `old` if both are logged.
+    func makeSlot(
+        _ description: MemorySlotDescription, replacing old: MemorySlot.Pointer?
+    ) throws(Errno) -> MemorySlot.Pointer {
+        let oldBitmap = old?.pointee.dirtyBitmap
+        let bitmap = try makeBitmap(for: description, replacing: oldBitmap)
+        guard let slot = allocator.makeSlot(description, dirtyBitmap: bitmap) else {
+            if bitmap != oldBitmap { allocator.free(bitmap) }
+            throw .noMemory
+        }
+        return slot
+    }
+
+    /// The INVALID copy of a slot.
+    private func makeInvalid(_ slot: MemorySlot.Pointer) throws(Errno) -> MemorySlot.Pointer {
+        var description = slot.pointee.description
+        description.flags.insert(.invalid)
+        return try makeSlot(description, replacing: slot)
+    }
+
+    /// Frees a slot that no reader can reach, and its bitmap unless it is also that of `other`.
+    func discard(_ slot: MemorySlot.Pointer, replacing other: MemorySlot.Pointer?) {
+        if slot.pointee.dirtyBitmap != other?.pointee.dirtyBitmap { allocator.free(slot.pointee.dirtyBitmap) }
+        allocator.free(slot)
+    }
+
+    /// The bitmap of the slot that takes an old one's place: the same, a clean one or none.
+    private func makeBitmap(
         for new: MemorySlotDescription, replacing old: UnsafeMutablePointer<UInt64>?
     ) throws(Errno) -> UnsafeMutablePointer<UInt64>? {
-        if let old, new.flags.contains(.logDirtyPages) { return old }
-        return try makeBitmap(for: new)
+        guard new.flags.contains(.logDirtyPages) else { return nil }
+        if let old { return old }
+        guard let bitmap = allocator.makeBitmap(pageCount: new.pageCount) else { throw .noMemory }
+        return bitmap
     }
 
-    /// A clean bitmap if the slot is to be logged.
-    private func makeBitmap(for slot: MemorySlotDescription) throws(Errno) -> UnsafeMutablePointer<UInt64>? {
-        guard slot.flags.contains(.logDirtyPages) else { return nil }
-        let count = MemorySlot.bitmapWordCount(pageCount: slot.pageCount)
-        guard let memory = calloc(count, MemoryLayout<UInt64>.size) else { throw .noMemory }
-        return memory.bindMemory(to: UInt64.self, capacity: count)
+    /// Makes room for the slot's id.
+    func reserve(_ slot: MemorySlotDescription) throws(Errno) {
+        guard allocator.reserve(slot.id, in: spaces[Int(slot.addressSpace)].ids) else { throw .noMemory }
     }
-
-    static func freeBitmap(_ bitmap: UnsafeMutablePointer<UInt64>) { free(bitmap) }
 }

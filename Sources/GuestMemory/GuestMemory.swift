@@ -27,6 +27,8 @@ public final class GuestMemory: @unchecked Sendable {
     public let addressSpaceCount: Int
     let spaces: UnsafeMutablePointer<AddressSpaceSlots>
     let slotsLock = FutexLock()
+    /// Under the slots lock.
+    let allocator = MemorySlotAllocator()
     /// The pages of all slots. Under the slots lock.
     var totalPageCount: UInt64 = 0
 
@@ -46,8 +48,8 @@ public final class GuestMemory: @unchecked Sendable {
         // No reader is left: they hold references.
         for number in 0..<addressSpaceCount {
             spaces[number].active.load()!.pointee.forEach { slot in
-                slot.pointee.dirtyBitmap.map(Self.freeBitmap)
-                slot.free()
+                allocator.free(slot.pointee.dirtyBitmap)
+                allocator.free(slot)
             }
         }
         spaces.deinitialize(count: addressSpaceCount)
@@ -87,6 +89,29 @@ public final class GuestMemory: @unchecked Sendable {
             cache = MemorySlotCache(slot: slot, generation: generation, addressSpace: addressSpace)
         }
         return slot
+    }
+
+    /// The slot with an id, or nil.
+    ///
+    /// > Concurrency: as for `lookup` by frame.
+    public func lookup(id: UInt16, addressSpace: Int) -> UnsafePointer<MemorySlot>? {
+        guard Int(id) < Self.userSlotCount else { return nil }
+        let slot = spaces[addressSpace].active.load().unsafelyUnwrapped.pointee.find(id: id)
+        guard let slot, !slot.pointee.flags.contains(.invalid) else { return nil }
+        return UnsafePointer(slot)
+    }
+
+    /// Calls `body` with each slot whose host memory shares a byte with `range`, in the order of host addresses. INVALID
+    /// slots are among them, as their translations may still be cached.
+    ///
+    /// - Complexity: logarithmic in the number of slots for each slot found, and for them together no more than linear;
+    ///   logarithmic and linear in those found if host ranges do not overlap.
+    /// > Concurrency: inside a read section of the domain; the slots are valid until its end.
+    public func forEachSlot(
+        overlapping range: Range<UInt>, addressSpace: Int, _ body: (UnsafePointer<MemorySlot>) -> Void
+    ) {
+        spaces[addressSpace].active.load().unsafelyUnwrapped.pointee
+            .forEach(overlapping: range) { body(UnsafePointer($0)) }
     }
 
     /// The current generation of an address space.
@@ -142,11 +167,14 @@ struct AddressSpaceSlots: ~Copyable {
     /// The set that readers use.
     let active: RCUPointer<MemorySlotSet>
     let generation: Atomic<UInt64>
+    /// Both sets' slots by id.
+    let ids: MemorySlotIDs
     private let sets: UnsafeMutablePointer<MemorySlotSet>
 
     init(generation: UInt64) {
         sets = .allocate(capacity: 2)
-        for index in 0..<2 { (sets + index).initialize(to: MemorySlotSet(index: index)) }
+        ids = MemorySlotIDs()
+        for index in 0..<2 { (sets + index).initialize(to: MemorySlotSet(index: index, ids: ids)) }
         active = RCUPointer(sets)
         self.generation = Atomic(generation & ~MemorySlotGeneration.updateInProgressBit)
     }
@@ -154,6 +182,7 @@ struct AddressSpaceSlots: ~Copyable {
     deinit {
         sets.deinitialize(count: 2)
         sets.deallocate()
+        ids.deallocate()
     }
 
     /// The set that writers change. Under the slots lock.

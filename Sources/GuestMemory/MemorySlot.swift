@@ -5,8 +5,8 @@ import Synchronization
 /// A range of guest frames backed by a range of host memory.
 ///
 /// Lives in raw memory, as readers follow it without reference counting; immutable while a reader can reach it, except
-/// for the bits of the dirty bitmap. Behind it in memory are its links for both slot sets, which change while the slot
-/// does not: those of the active set are readers', those of the inactive one the writer's.
+/// for the bits of the dirty bitmap. Behind it in memory are its links for the trees of both slot sets, which change while
+/// the slot does not: those of the active set are readers', those of the inactive one the writer's.
 public struct MemorySlot: ~Copyable {
     /// The slot's number within its address space.
     public let id: UInt16
@@ -23,12 +23,12 @@ public struct MemorySlot: ~Copyable {
     /// One bit a page, set when it was written; nil while the slot is not logged. In whole words, owned by whoever frees
     /// the slot last.
     var dirtyBitmap: UnsafeMutablePointer<UInt64>?
-    /// The heap order of the tree; the same in both sets.
+    /// The heap order of the trees; the same in both sets.
     let priority: UInt64
 
     typealias Pointer = UnsafeMutablePointer<MemorySlot>
 
-    /// The slot's place in the tree of one set.
+    /// The slot's place in a tree of one set.
     struct Links {
         var left: Pointer?
         var right: Pointer?
@@ -70,6 +70,13 @@ public struct MemorySlot: ~Copyable {
     @inline(__always)
     public func contains(_ frame: GuestFrameNumber) -> Bool { frame.value &- baseFrame.value < pageCount }
 
+    /// The host addresses of the slot.
+    @inline(__always)
+    public var hostRange: Range<UInt> {
+        // Cannot overflow: requests with host addresses that wrap are refused.
+        Range(uncheckedBounds: (hostAddress, hostAddress &+ UInt(pageCount << pageShift)))
+    }
+
     /// The host address of a frame of the slot.
     @inline(__always)
     public func hostPointer(for frame: GuestFrameNumber) -> UnsafeMutableRawPointer {
@@ -92,7 +99,7 @@ public struct MemorySlot: ~Copyable {
         let word = Self.atomic(dirtyBitmap + Int(page / 64))
         let bit: UInt64 = 1 << (page % 64)
         if word.pointee.load(ordering: .relaxed) & bit != 0 { return }
-        // ORDERING: release pairs with the acquiring exchange of `takeDirtyPages`: whoever takes the bit sees what this
+        // ORDERING: release pairs with the acquiring exchange of `getDirtyLog`: whoever takes the bit sees what this
         // thread wrote to the page before.
         word.pointee.bitwiseOr(bit, ordering: .releasing)
     }
@@ -133,29 +140,45 @@ public struct MemorySlot: ~Copyable {
 }
 
 extension UnsafeMutablePointer where Pointee == MemorySlot {
-    /// Makes a slot that no set holds.
-    static func make(_ slot: consuming MemorySlot) -> Self {
-        let size = MemoryLayout<MemorySlot>.stride + 2 * MemoryLayout<MemorySlot.Links>.stride
-        let memory = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
+    /// Links by frame for two sets, links by host address for two sets, greatest host ends for two sets.
+    fileprivate static var byteCount: Int {
+        MemoryLayout<MemorySlot>.stride + 4 * MemoryLayout<MemorySlot.Links>.stride + 2 * MemoryLayout<UInt>.stride
+    }
+
+    /// Makes a slot that no set holds; nil if memory is short.
+    static func make(_ slot: consuming MemorySlot) -> Self? {
+        guard let memory = aligned_alloc(64, (byteCount + 63) & ~63) else { return nil }
         let pointer = memory.bindMemory(to: MemorySlot.self, capacity: 1)
         pointer.initialize(to: slot)
-        (memory + MemoryLayout<MemorySlot>.stride)
-            .initializeMemory(as: MemorySlot.Links.self, repeating: MemorySlot.Links(), count: 2)
+        let links = memory + MemoryLayout<MemorySlot>.stride
+        links.initializeMemory(as: MemorySlot.Links.self, repeating: MemorySlot.Links(), count: 4)
+        (links + 4 * MemoryLayout<MemorySlot.Links>.stride).initializeMemory(as: UInt.self, repeating: 0, count: 2)
         return pointer
     }
 
     /// Frees a slot that no set holds and no reader can reach; its bitmap is the caller's.
     func free() {
         deinitialize(count: 1)
-        UnsafeMutableRawPointer(self).deallocate()
+        Glibc.free(self)
     }
 
-    /// The slot's links in a set (0 or 1).
+    // SAFETY, of all three: `make` placed them behind the slot, whose stride is a multiple of their alignment.
+
+    /// The slot's links in a set's (0 or 1) tree by guest frame.
     @inline(__always)
     func links(_ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> {
-        // SAFETY: `make` placed two `Links` behind the slot, whose stride is a multiple of their alignment.
         (UnsafeMutableRawPointer(self) + MemoryLayout<MemorySlot>.stride)
             .assumingMemoryBound(to: MemorySlot.Links.self) + set
+    }
+
+    /// The slot's links in a set's tree by host address.
+    @inline(__always)
+    func hostLinks(_ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> { links(set) + 2 }
+
+    /// The greatest end of host addresses in the subtree of which the slot is the root.
+    @inline(__always)
+    func greatestHostEnd(_ set: Int) -> UnsafeMutablePointer<UInt> {
+        UnsafeMutableRawPointer(links(4)).assumingMemoryBound(to: UInt.self) + set
     }
 }
 

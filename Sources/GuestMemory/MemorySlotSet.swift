@@ -1,22 +1,29 @@
 import Addressing
 import Synchronization
 
-/// One of the two sets of an address space's slots: a tree by guest frame, a table by id, the slot used last.
+/// One of the two sets of an address space's slots: trees by guest frame and by host address, a table by id, the slot used
+/// last.
 ///
 /// Invariants:
 /// 1. While a set is active, only `lastUsed` changes, and only to slots of the set.
-/// 2. Slots of a set do not overlap. Outside a change, both sets of an address space hold the same slots.
-/// 3. The tree is a treap: ordered by `baseFrame` from left to right and by `priority` from the root down. Priorities
-///    are scattered ids, so its depth is logarithmic whatever the frames are, and both sets have the same shape.
+/// 2. Slots of a set do not overlap in guest frames; in host addresses they may. Outside a change, both sets of an address
+///    space hold the same slots.
 struct MemorySlotSet: ~Copyable {
-    /// Which of a slot's links are this set's.
-    let index: Int
-    private(set) var root: MemorySlot.Pointer?
-    private var ids = MemorySlotIDs()
+    private var frames: MemorySlotTree<GuestFrameOrder>
+    private var hostAddresses: MemorySlotTree<HostAddressOrder>
+    /// Both sets' table.
+    private let ids: MemorySlotIDs
     /// A slot of this set that a reader found, tried first; written by readers that miss.
     private let lastUsed = Atomic<MemorySlot.Pointer?>(nil)
 
-    init(index: Int) { self.index = index }
+    /// - Parameter index: which of a slot's links are this set's (0 or 1).
+    init(index: Int, ids: MemorySlotIDs) {
+        frames = MemorySlotTree(set: index)
+        hostAddresses = MemorySlotTree(set: index)
+        self.ids = ids
+    }
+
+    private var index: Int { frames.set }
 
     // MARK: Readers
 
@@ -32,7 +39,7 @@ struct MemorySlotSet: ~Copyable {
 
     @inline(never)
     private func walk(_ frame: GuestFrameNumber) -> MemorySlot.Pointer? {
-        var next = root
+        var next = frames.root
         while let slot = next {
             if frame < slot.pointee.baseFrame {
                 next = slot.links(index).pointee.left
@@ -47,12 +54,12 @@ struct MemorySlotSet: ~Copyable {
     }
 
     /// The slot with the given id.
-    func find(id: UInt16) -> MemorySlot.Pointer? { ids[id] }
+    func find(id: UInt16) -> MemorySlot.Pointer? { ids.find(id, set: index) }
 
     /// The slot with the greatest base below `frame`.
     func last(before frame: GuestFrameNumber) -> MemorySlot.Pointer? {
         var found: MemorySlot.Pointer?
-        var next = root
+        var next = frames.root
         while let slot = next {
             if slot.pointee.baseFrame < frame {
                 found = slot
@@ -74,119 +81,103 @@ struct MemorySlotSet: ~Copyable {
         return false
     }
 
-    /// Calls `body` with each slot, in the order of guest frames.
-    func forEach(_ body: (MemorySlot.Pointer) -> Void) { visit(root, body) }
-
-    private func visit(_ slot: MemorySlot.Pointer?, _ body: (MemorySlot.Pointer) -> Void) {
-        guard let slot else { return }
-        // The body may free the slot.
-        let links = slot.links(index).pointee
-        visit(links.left, body)
-        body(slot)
-        visit(links.right, body)
+    /// Calls `body` with each slot whose host memory shares a byte with `range`, in the order of host addresses.
+    ///
+    /// - Complexity: logarithmic in the number of slots for each slot found, and for them together no more than linear;
+    ///   logarithmic and linear in those found if host ranges do not overlap.
+    func forEach(overlapping range: Range<UInt>, _ body: (MemorySlot.Pointer) -> Void) {
+        guard !range.isEmpty else { return }
+        visit(hostAddresses.root, range, body)
     }
+
+    private func visit(_ slot: MemorySlot.Pointer?, _ range: Range<UInt>, _ body: (MemorySlot.Pointer) -> Void) {
+        var next = slot
+        // Nothing below a node reaches further than its greatest end; nothing right of it starts before it does.
+        while let slot = next, slot.greatestHostEnd(index).pointee > range.lowerBound {
+            let links = slot.hostLinks(index).pointee
+            visit(links.left, range, body)
+            let own = slot.pointee.hostRange
+            guard own.lowerBound < range.upperBound else { return }
+            if own.upperBound > range.lowerBound { body(slot) }
+            next = links.right
+        }
+    }
+
+    /// Calls `body`, which may free it, with each slot, in the order of guest frames.
+    func forEach(_ body: (MemorySlot.Pointer) -> Void) { frames.forEach(body) }
 
     // MARK: Writers
 
-    /// Removes `old`, adds `new`, or puts `new` in the place of `old`.
+    /// Removes `old`, adds `new`, whose id is reserved, or puts `new` in the place of `old`, which has the same id and host
+    /// address. Cannot fail.
     ///
     /// - Complexity: O(1) if both start at the same frame, else logarithmic in the number of slots.
     /// > Concurrency: the slots lock is held and the set is inactive.
     mutating func replace(_ old: MemorySlot.Pointer?, with new: MemorySlot.Pointer?) {
-        if let old {
-            if lastUsed.load(ordering: .relaxed) == old { lastUsed.store(new, ordering: .relaxed) }
-            ids[old.pointee.id] = nil
-        }
-        if let new { ids[new.pointee.id] = new }
-        if let old, let new, old.pointee.baseFrame == new.pointee.baseFrame {
-            // Same id, so the same priority: the heap order holds.
-            assert(old.pointee.id == new.pointee.id)
-            let links = old.links(index).pointee
-            new.links(index).pointee = links
-            setChild(of: links.parent, from: old, to: new)
-            links.left?.links(index).pointee.parent = new
-            links.right?.links(index).pointee.parent = new
-            old.links(index).pointee = MemorySlot.Links()
+        if let old, lastUsed.load(ordering: .relaxed) == old { lastUsed.store(new, ordering: .relaxed) }
+        ids.replace((old ?? new)!.pointee.id, set: index, with: new)
+        guard let old, let new else {
+            if let old {
+                frames.erase(old)
+                hostAddresses.erase(old)
+            }
+            if let new {
+                frames.insert(new)
+                hostAddresses.insert(new)
+            }
             return
         }
-        if let old { erase(old) }
-        if let new { insert(new) }
+        assert(old.pointee.hostRange == new.pointee.hostRange)
+        hostAddresses.substitute(new, for: old)
+        if old.pointee.baseFrame == new.pointee.baseFrame {
+            frames.substitute(new, for: old)
+        } else {
+            frames.erase(old)
+            frames.insert(new)
+        }
     }
 
-    /// Adds a slot to the tree alone.
-    mutating func insert(_ slot: MemorySlot.Pointer) {
-        var parent: MemorySlot.Pointer?
-        var next = root
-        while let current = next {
-            parent = current
-            let links = current.links(index).pointee
-            next = slot.pointee.baseFrame < current.pointee.baseFrame ? links.left : links.right
+    /// Lets `body` change the frames of a slot of the set.
+    ///
+    /// - Complexity: logarithmic in the number of slots.
+    /// > Concurrency: as for `replace`.
+    mutating func move(_ slot: MemorySlot.Pointer, _ body: (MemorySlot.Pointer) -> Void) {
+        frames.erase(slot)
+        body(slot)
+        frames.insert(slot)
+    }
+
+    // MARK: Checks
+
+    /// What is wrong with the set; nil if nothing.
+    func brokenInvariant() -> String? {
+        if let broken = frames.brokenInvariant("frame") ?? hostAddresses.brokenInvariant("host address") {
+            return broken
         }
-        slot.links(index).pointee = MemorySlot.Links(left: nil, right: nil, parent: parent)
-        if let parent {
-            if slot.pointee.baseFrame < parent.pointee.baseFrame {
-                parent.links(index).pointee.left = slot
-            } else {
-                parent.links(index).pointee.right = slot
+        var previousEnd = GuestFrameNumber(0)
+        var broken: String?
+        var count = 0
+        // Readers change it meanwhile.
+        let lastUsed = lastUsed.load(ordering: .relaxed)
+        var isLastUsedPresent = lastUsed == nil
+        forEach { slot in
+            count += 1
+            if slot == lastUsed { isLastUsedPresent = true }
+            if slot.pointee.baseFrame < previousEnd { broken = "slot \(slot.pointee.id) overlaps its predecessor" }
+            previousEnd = slot.pointee.endFrame
+            if find(id: slot.pointee.id) != slot { broken = "slot \(slot.pointee.id) is not found by its id" }
+        }
+        hostAddresses.forEach { slot in
+            count -= 1
+            if find(id: slot.pointee.id) != slot { broken = "slot \(slot.pointee.id) by host address is another by id" }
+            let links = slot.hostLinks(index).pointee
+            let ends = [links.left, links.right].compactMap { $0?.greatestHostEnd(index).pointee }
+            if slot.greatestHostEnd(index).pointee != ends.reduce(slot.pointee.hostRange.upperBound, max) {
+                broken = "slot \(slot.pointee.id) has a wrong greatest host end"
             }
-        } else {
-            root = slot
         }
-        while let parent = slot.links(index).pointee.parent, parent.pointee.priority < slot.pointee.priority {
-            rotateUp(slot)
-        }
+        if count != 0 { broken = "the trees hold different numbers of slots" }
+        if !isLastUsedPresent { broken = "the slot used last is not in the set" }
+        return broken
     }
-
-    /// Removes a slot from the tree alone.
-    mutating func erase(_ slot: MemorySlot.Pointer) {
-        while true {
-            let links = slot.links(index).pointee
-            guard let left = links.left, let right = links.right else {
-                let child = links.left ?? links.right
-                setChild(of: links.parent, from: slot, to: child)
-                child?.links(index).pointee.parent = links.parent
-                break
-            }
-            rotateUp(left.pointee.priority > right.pointee.priority ? left : right)
-        }
-        slot.links(index).pointee = MemorySlot.Links()
-    }
-
-    /// Exchanges a slot with its parent, keeping the order of frames.
-    private mutating func rotateUp(_ slot: MemorySlot.Pointer) {
-        let parent = slot.links(index).pointee.parent!
-        let grandparent = parent.links(index).pointee.parent
-        let inner: MemorySlot.Pointer?
-        if parent.links(index).pointee.left == slot {
-            inner = slot.links(index).pointee.right
-            parent.links(index).pointee.left = inner
-            slot.links(index).pointee.right = parent
-        } else {
-            inner = slot.links(index).pointee.left
-            parent.links(index).pointee.right = inner
-            slot.links(index).pointee.left = parent
-        }
-        inner?.links(index).pointee.parent = parent
-        parent.links(index).pointee.parent = slot
-        slot.links(index).pointee.parent = grandparent
-        setChild(of: grandparent, from: parent, to: slot)
-    }
-
-    /// Makes `parent`, or the root, point to `new` where it pointed to `old`.
-    private mutating func setChild(
-        of parent: MemorySlot.Pointer?, from old: MemorySlot.Pointer, to new: MemorySlot.Pointer?
-    ) {
-        guard let parent else {
-            root = new
-            return
-        }
-        if parent.links(index).pointee.left == old {
-            parent.links(index).pointee.left = new
-        } else {
-            parent.links(index).pointee.right = new
-        }
-    }
-
-    /// The slot tried first, for the check of invariants.
-    var lastUsedSlot: MemorySlot.Pointer? { lastUsed.load(ordering: .relaxed) }
 }

@@ -1,4 +1,5 @@
 import Addressing
+import Glibc
 import GuestMemory
 import Host
 import RCU
@@ -6,143 +7,253 @@ import SystemPackage
 import TestSupport
 import Testing
 
-/// The slots as a plain list, with KVM's rules written down a second time.
-private struct Model {
-    var slots: [UInt32: UserMemoryRegion] = [:]
+/// What the tests' slots have in common, so that readers recognise a slot that is not whole.
+private enum Layout {
+    static let frameCount: UInt64 = 4096
+    /// A slot that changes its flags only: readers find it always.
+    static let permanent = region(32763, frame: frameCount, pages: 64)
+    /// A slot that only batches move, between two places: in each set it is in one of them.
+    static let wanderer = region(32762, frame: frameCount + 100, pages: 50)
 
-    func owner(of frame: UInt64, addressSpace: Int) -> UserMemoryRegion? {
-        slots.values.first {
-            $0.slot >> 16 == addressSpace && $0.guestPhysicalAddress >> 12 <= frame
-                && frame < ($0.guestPhysicalAddress + $0.memorySize) >> 12
-        }
+    /// Follows from the slot's number; many slots share host memory.
+    static func hostAddress(_ slot: UInt32) -> UInt64 {
+        UInt64(slot % 7 + 1) << 20 + UInt64(slot % 16) << 12
     }
 
-    /// The outcome of a request whose numbers are in range.
-    func outcome(of region: UserMemoryRegion) -> Errno? {
-        let old = slots[region.slot]
-        if region.memorySize == 0 { return old == nil ? .invalidArgument : nil }
-        if let old {
-            if old.memorySize != region.memorySize || old.userspaceAddress != region.userspaceAddress
-                || (old.flags ^ region.flags) & 2 != 0
-            {
-                return .invalidArgument
-            }
-        }
-        for other in slots.values where other.slot != region.slot && other.slot >> 16 == region.slot >> 16 {
-            if other.guestPhysicalAddress < region.guestPhysicalAddress + region.memorySize
-                && region.guestPhysicalAddress < other.guestPhysicalAddress + other.memorySize
-            {
-                return .fileExists
-            }
-        }
-        return nil
+    static func region(_ slot: UInt32, frame: UInt64, pages: UInt64, flags: UInt32 = 0) -> UserMemoryRegion {
+        UserMemoryRegion(slot, frame: frame, pages: pages, host: hostAddress(slot), flags: flags)
     }
+}
 
-    mutating func apply(_ region: UserMemoryRegion) {
-        slots[region.slot] = region.memorySize == 0 ? nil : region
+extension UnsafePointer<MemorySlot> {
+    /// The slot as the request that would make it.
+    fileprivate var region: UserMemoryRegion { pointee.description.region }
+}
+
+extension MemorySlotDescription {
+    fileprivate var region: UserMemoryRegion {
+        UserMemoryRegion(
+            slot: UInt32(addressSpace) << 16 | UInt32(id), flags: flags.rawValue,
+            guestPhysicalAddress: baseFrame.address.value, memorySize: pageCount << 12,
+            userspaceAddress: UInt64(hostAddress))
     }
 }
 
 @Suite struct StressTests {
-    private static let frameCount: UInt64 = 4096
-    /// A slot that changes its flags only: readers must find it always.
-    private static let permanent = UserMemoryRegion(32763, frame: frameCount, pages: 64)
-
-    /// Seeded changes against the model, while readers look frames up.
+    /// Seeded changes against the model, while readers look slots up.
+    ///
+    /// A million steps take less than a minute: `MARTLET_STRESS_SECONDS=50`.
     @Test func randomChangesMatchTheModel() throws {
         let seed = runSeed("slots")
-        var random = SeededGenerator(seed: seed)
         let domain = RCUDomain()
         let memory = GuestMemory(domain: domain, initialGeneration: (1 << 63) - 1000)
-        try memory.set(Self.permanent)
-        var model = Model()
-        model.apply(Self.permanent)
+        let writer = try StressWriter(memory, domain, seed: seed)
 
         let isOver = Flag()
         let wrong = Counter()
         let lookups = Counter()
-        let readers = try (0..<3).map { number in
+        let readers = try (0..<2).map { number in
             try HostThread(name: "reader") {
-                Self.read(memory, domain, seed: seed &+ UInt64(number) &+ 1, until: isOver, wrong, lookups)
+                var reader = StressReader(memory, domain, seed: seed &+ UInt64(number) &+ 1)
+                reader.run(until: isOver, wrong, lookups)
             }
         }
-        defer {
-            isOver.set()
-            readers.forEach { $0.join() }
-        }
-
-        let writer = RCUReader(domain)
-        var successes = 0
-        for step in 0..<3000 {
-            let region = Self.change(model, &random)
-            let expected = model.outcome(of: region)
-            let isRefused = random.oneIn(10)
-            let isNoChange = model.slots[region.slot] == region
-            var thrown: Errno?
-            do throws(Errno) {
-                try memory.setUserMemoryRegion(
-                    region,
-                    prepare: { (_) throws(Errno) in if isRefused { throw .resourceTemporarilyUnavailable } },
-                    flush: { change in
-                        // An INVALID slot is published for deletions and moves: nobody finds it.
-                        if case .flagsOnly = change { return }
-                        let frame = change.old!.baseFrame
-                        if memory.lookup(frame, addressSpace: Int(change.old!.addressSpace)) != nil { wrong.add(1) }
-                        domain.synchronize()
-                    })
-            } catch { thrown = error }
-            if expected == nil && isRefused && !isNoChange {
-                #expect(thrown == .resourceTemporarilyUnavailable, "step \(step): \(region)")
-            } else {
-                #expect(thrown == expected, "step \(step): \(region)")
-                if expected == nil {
-                    model.apply(region)
-                    successes += 1
-                }
-            }
-            let broken = memory.brokenInvariant()
-            #expect(broken == nil, "step \(step): \(region)")
-            writer.online()
-            for _ in 0..<20 {
-                let frame = random.next() % (Self.frameCount + 80)
-                let space = Int(random.next() % 2)
-                let expected = model.owner(of: frame, addressSpace: space)
-                writer.withReadSection {
-                    let slot = memory.lookup(GuestFrameNumber(frame), addressSpace: space)
-                    let found = slot.map { slot in
-                        UserMemoryRegion(
-                            slot: UInt32(slot.pointee.addressSpace) << 16 | UInt32(slot.pointee.id),
-                            flags: slot.pointee.flags.rawValue,
-                            guestPhysicalAddress: slot.pointee.baseFrame.address.value,
-                            memorySize: slot.pointee.pageCount << 12,
-                            userspaceAddress: UInt64(slot.pointee.hostAddress))
-                    }
-                    #expect(found == expected, "step \(step): frame \(frame) of address space \(space)")
-                }
-            }
-            writer.offline()
-            if broken != nil || thrown != nil && thrown != expected && !isRefused { break }
-        }
+        let deadline = MonotonicClock.nanoseconds() + UInt64(stressSeconds(1) * 1e9)
+        repeat { writer.step() } while writer.failure == nil && MonotonicClock.nanoseconds() < deadline
+        isOver.set()
+        readers.forEach { $0.join() }
+        #expect(writer.failure == nil)
         #expect(wrong.value == 0)
         #expect(lookups.value > 0)
-        #expect(successes > 300)
-        print("slots: \(successes) changes, \(lookups.value) look-ups")
+        let outcomes = writer.outcomes.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }
+        print(
+            "slots: \(writer.stepCount) steps, \(lookups.value) look-ups; by errno \(outcomes.joined(separator: ", "))")
+    }
+}
+
+/// Makes requests, and compares what comes of them with the model.
+private final class StressWriter {
+    let memory: GuestMemory
+    let domain: RCUDomain
+    let reader: RCUReader
+    var random: SeededGenerator
+    var model = Model()
+    private(set) var stepCount = 0
+    private(set) var outcomes: [String: Int] = [:]
+    /// The first difference.
+    private(set) var failure: String?
+
+    init(_ memory: GuestMemory, _ domain: RCUDomain, seed: UInt64) throws {
+        self.memory = memory
+        self.domain = domain
+        reader = RCUReader(domain)
+        random = SeededGenerator(seed: seed)
+        for region in [Layout.permanent, Layout.wanderer] {
+            try memory.set(region)
+            model.apply(region)
+        }
     }
 
+    private func check(_ isRight: Bool, _ message: @autoclosure () -> String) {
+        if !isRight && failure == nil { failure = "step \(stepCount): \(message())" }
+    }
+
+    func step() {
+        stepCount += 1
+        // Rarely, an allocation fails or the change is refused at the last moment.
+        var allocationsLeft = random.oneIn(16) ? Int(random.next() % 4) : Int.max
+        var isExhausted = false
+        memory.failAllocations {
+            allocationsLeft -= 1
+            isExhausted = isExhausted || allocationsLeft < 0
+            return allocationsLeft < 0
+        }
+        let refusal: Errno? = random.oneIn(12) ? .resourceTemporarilyUnavailable : nil
+        let name: String
+        let generations = (memory.generation(), memory.generation(addressSpace: 1))
+        let before = model
+        let thrown: Errno?
+        if random.oneIn(5) {
+            let batch = makeBatch()
+            let (expected, after) = model.outcome(of: batch)
+            var isAsked = false
+            thrown = apply(batch, refusal, &isAsked)
+            let actual = isExhausted ? .noMemory : isAsked ? refusal : expected
+            check(thrown == actual, "\(batch): \(String(describing: thrown)), not \(String(describing: actual))")
+            if thrown == nil { model = after }
+            name = "batch"
+        } else {
+            let region = makeRequest()
+            let expected = model.outcome(of: region)
+            var isAsked = false
+            thrown = apply(region, refusal, &isAsked)
+            let actual = isExhausted ? .noMemory : isAsked ? refusal : expected
+            check(thrown == actual, "\(region): \(String(describing: thrown)), not \(String(describing: actual))")
+            if thrown == nil { model.apply(region) }
+            name = "single"
+        }
+        memory.failAllocations(nil)
+        outcomes["\(name) \(thrown?.rawValue ?? 0)", default: 0] += 1
+        check(
+            before.slots(addressSpace: 0) == model.slots(addressSpace: 0) || generations.0 != memory.generation(),
+            "the generation is the same")
+        check(
+            before.slots(addressSpace: 1) == model.slots(addressSpace: 1)
+                || generations.1 != memory.generation(addressSpace: 1),
+            "the other generation is the same")
+        compare()
+    }
+
+    private func apply(_ region: UserMemoryRegion, _ refusal: Errno?, _ isAsked: inout Bool) -> Errno? {
+        do throws(Errno) {
+            try memory.setUserMemoryRegion(
+                region,
+                prepare: { (_) throws(Errno) in
+                    isAsked = refusal != nil
+                    if let refusal { throw refusal }
+                },
+                flush: { change in
+                    // An INVALID slot is published for deletions and moves: nobody finds it.
+                    if case .flagsOnly = change { return }
+                    let old = change.old!
+                    check(memory.owner(of: old.baseFrame.value, addressSpace: Int(old.addressSpace)) == nil, "found")
+                })
+        } catch { return error }
+        return nil
+    }
+
+    private func apply(_ batch: [UserMemoryRegion], _ refusal: Errno?, _ isAsked: inout Bool) -> Errno? {
+        do throws(Errno) {
+            let bitmaps = try memory.setUserMemoryRegions(
+                batch,
+                prepare: { (_) throws(Errno) in
+                    isAsked = refusal != nil
+                    if let refusal { throw refusal }
+                }, flush: { _ in })
+            var now = model
+            for (region, bitmap) in zip(batch, bitmaps) {
+                let old = now[region.slot]
+                let isLogged = old != nil && old != region && old!.flags & 1 != 0
+                let count = isLogged ? Int((old!.memorySize >> 12 + 63) / 64) : nil
+                check(bitmap?.count == count, "the bitmap has \(bitmap?.count ?? 0) words, not \(count ?? 0)")
+                now.apply(region)
+            }
+        } catch { return error }
+        return nil
+    }
+
+    /// Compares all slots, and some look-ups, with the model.
+    private func compare() {
+        if let broken = memory.brokenInvariant() { check(false, broken) }
+        for space in 0..<2 {
+            var slots: [UserMemoryRegion] = []
+            memory.forEachSlot(addressSpace: space) { slots.append($0.region) }
+            check(slots == model.slots(addressSpace: space), "the slots are \(slots)")
+        }
+        reader.online()
+        for _ in 0..<8 {
+            let frame = random.oneIn(8) ? 0 : random.next() % (Layout.frameCount + 80)
+            let space = Int(random.next() % 2)
+            let id = UInt16(random.next() % 24) * 3
+            let start = random.next() % (9 << 20)
+            let end = start + 1 + random.next() % (random.oneIn(2) ? 0x1000 : 0x10_0000)
+            reader.withReadSection {
+                let found = memory.lookup(GuestFrameNumber(frame), addressSpace: space)?.region
+                check(found == model.owner(of: frame, addressSpace: space), "frame \(frame) of \(space)")
+                let byID = memory.lookup(id: id, addressSpace: space)?.region
+                check(byID == model[UInt32(space) << 16 | UInt32(id)], "slot \(id) of \(space)")
+                var slots: [UserMemoryRegion] = []
+                memory.forEachSlot(overlapping: UInt(start)..<UInt(end), addressSpace: space) {
+                    slots.append($0.region)
+                }
+                check(
+                    slots == model.slots(overlapping: start..<end, addressSpace: space), "host memory \(start)..<\(end)"
+                )
+            }
+        }
+        reader.offline()
+    }
+
+    // MARK: Requests
+
+    private func makeBatch() -> [UserMemoryRegion] {
+        let space: UInt32 = random.oneIn(3) ? 1 : 0
+        // Requests that would be possible one after the other, if none is malformed.
+        var future = model
+        var batch: [UserMemoryRegion] = []
+        for _ in 0..<random.next() % 6 {
+            let region = makeRequest(in: random.oneIn(40) ? nil : space, of: future)
+            if future.outcome(of: region) == nil { future.apply(region) } else if !random.oneIn(10) { continue }
+            batch.append(region)
+        }
+        if space == 0, random.oneIn(2) {
+            var region = Layout.wanderer
+            // The two places overlap.
+            if model[region.slot] == region { region.guestPhysicalAddress += 20 << 12 }
+            batch.append(region)
+        }
+        return batch
+    }
+
+    private func makeRequest() -> UserMemoryRegion { makeRequest(in: nil, of: model) }
+
     /// A request that is often possible.
-    private static func change(_ model: Model, _ random: inout SeededGenerator) -> UserMemoryRegion {
-        if random.oneIn(8) {
-            var region = model.slots[permanent.slot]!
+    private func makeRequest(in space: UInt32?, of model: Model) -> UserMemoryRegion {
+        if space != 1, random.oneIn(10) {
+            var region = model[Layout.permanent.slot]!
             region.flags ^= 1
             return region
         }
-        let slot = UInt32(random.next() % 24) * 3 | UInt32(random.next() % 2) << 16
-        let frame = random.next() % frameCount
-        if var region = model.slots[slot], !random.oneIn(10) {
+        let slot = UInt32(random.next() % 24) * 3 | (space ?? UInt32(random.next() % 2)) << 16
+        let frame = random.oneIn(8) ? 0 : random.next() % Layout.frameCount
+        let pages = min(1 + random.next() % 200, Layout.frameCount - frame)
+        var region = Layout.region(slot, frame: frame, pages: pages, flags: UInt32(random.next() % 4))
+        if let old = model[slot], !random.oneIn(10) {
+            region = old
             switch random.next() % 4 {
             case 0: region.memorySize = 0
             case 1:
-                let last = frameCount - region.memorySize >> 12
+                let last = Layout.frameCount - region.memorySize >> 12
                 // Often so near that it overlaps its own old place.
                 let near = region.guestPhysicalAddress >> 12 + random.next() % 8
                 region.guestPhysicalAddress = min(random.oneIn(2) ? near : frame, last) << 12
@@ -151,50 +262,115 @@ private struct Model {
                 region.flags ^= UInt32(random.next() % 4)
                 if random.oneIn(4) { region.memorySize += 4096 }
             }
-            return region
         }
-        let pages = min(1 + random.next() % 200, frameCount - frame)
-        return UserMemoryRegion(slot, frame: frame, pages: pages, flags: UInt32(random.next() % 4))
+        if random.oneIn(12) { spoil(&region) }
+        return region
     }
 
-    private static func read(
-        _ memory: GuestMemory, _ domain: RCUDomain, seed: UInt64, until isOver: Flag, _ wrong: Counter,
-        _ lookups: Counter
-    ) {
-        var random = SeededGenerator(seed: seed)
-        var cache = MemorySlotCache()
+    /// Makes a request one that should be refused; sometimes it is still possible, but out of the readers' way.
+    private func spoil(_ region: inout UserMemoryRegion) {
+        switch random.next() % 12 {
+        case 0: region.guestPhysicalAddress += 1 + random.next() % 4095
+        case 1: region.memorySize += 1 + random.next() % 4095
+        case 2: region.userspaceAddress += 1 + random.next() % 4095
+        case 3: region.guestPhysicalAddress = 0 &- 0x1000
+        case 4: region.guestPhysicalAddress = 1 << 52 - region.memorySize + 0x1000
+        case 5: region.guestPhysicalAddress = 1 << 52
+        case 6: region.userspaceAddress = 0 &- 0x1000
+        case 7: region.userspaceAddress = 0x7fff_ffff_f000 - region.memorySize + 0x1000
+        case 8: region.memorySize = 1 << 43
+        case 9: region.memorySize = 0 &- 0x1000
+        case 10: region.flags |= 4 << UInt32(random.next() % 30)
+        default:
+            region.slot = random.oneIn(2) ? 0x2_0000 | region.slot & 0xffff : region.slot & 0xffff_0000 | 32764
+        }
+    }
+}
+
+/// Looks slots up all the time: each set that is found is whole.
+private struct StressReader {
+    let memory: GuestMemory
+    let domain: RCUDomain
+    var random: SeededGenerator
+    var cache = MemorySlotCache()
+    /// What was behind a frame while a generation lasted.
+    var seen: (frame: GuestFrameNumber, generation: MemorySlotGeneration, slot: UserMemoryRegion?)?
+
+    init(_ memory: GuestMemory, _ domain: RCUDomain, seed: UInt64) {
+        self.memory = memory
+        self.domain = domain
+        random = SeededGenerator(seed: seed)
+    }
+
+    mutating func run(until isOver: Flag, _ wrong: Counter, _ lookups: Counter) {
         let reader = RCUReader(domain)
         reader.online()
         while !isOver.isSet {
-            for _ in 0..<Int(1 + random.next() % 50) {
-                let value = random.oneIn(4) ? frameCount + random.next() % 64 : random.next() % frameCount
-                let frame = GuestFrameNumber(value)
-                let space = value < frameCount ? Int(random.next() % 2) : 0
-                let isCached = random.oneIn(2)
-                reader.withReadSection {
-                    let slot =
-                        isCached
-                        ? memory.lookup(frame, addressSpace: space, cache: &cache)
-                        : memory.lookup(frame, addressSpace: space)
-                    if let slot {
-                        let number = UInt64(slot.pointee.addressSpace) << 16 | UInt64(slot.pointee.id)
-                        let isWhole =
-                            slot.pointee.contains(frame) && Int(slot.pointee.addressSpace) == space
-                            && UInt64(slot.pointee.hostAddress) == (number + 1) << 24
-                        if !isWhole || slot.pointee.flags.contains(.invalid) { wrong.add(1) }
-                        slot.pointee.markDirty(frame: frame)
-                    } else if value >= frameCount {
-                        wrong.add(1)
-                    }
+            for _ in 0..<Int(1 + random.next() % 20) {
+                let isRight: Bool
+                switch random.next() % 16 {
+                case 0: isRight = reader.withReadSection { isSetWhole() }
+                case 1, 2: isRight = reader.withReadSection { isGenerationRight() }
+                default: isRight = reader.withReadSection { isFrameRight() }
                 }
-            }
-            lookups.add(1)
-            if random.oneIn(8) {
-                reader.whileOffline {}
-            } else {
+                if !isRight { wrong.add(1) }
+                lookups.add(1)
                 reader.quiescentState()
             }
+            // Leaves the processor to the writer, which has to wait for readers that are put aside.
+            reader.whileOffline { _ = usleep(50) }
         }
         reader.offline()
+    }
+
+    private mutating func isFrameRight() -> Bool {
+        let isPermanent = random.oneIn(4)
+        let value = isPermanent ? Layout.frameCount + random.next() % 64 : random.next() % Layout.frameCount
+        let space = isPermanent ? 0 : Int(random.next() % 2)
+        let frame = GuestFrameNumber(value)
+        let slot =
+            random.oneIn(2)
+            ? memory.lookup(frame, addressSpace: space, cache: &cache) : memory.lookup(frame, addressSpace: space)
+        guard let slot else { return !isPermanent }
+        slot.pointee.markDirty(frame: frame)
+        return slot.pointee.contains(frame) && Int(slot.pointee.addressSpace) == space && isWhole(slot)
+            && !slot.pointee.flags.contains(.invalid)
+    }
+
+    private func isWhole(_ slot: UnsafePointer<MemorySlot>) -> Bool {
+        slot.region.userspaceAddress == Layout.hostAddress(slot.region.slot)
+    }
+
+    /// All slots of one set: ordered, whole, disjoint, with those that are always there.
+    private func isSetWhole() -> Bool {
+        var slots: [UserMemoryRegion] = []
+        var areWhole = true
+        memory.forEachSlot(overlapping: 0..<UInt.max, addressSpace: 0) { slot in
+            areWhole = areWhole && isWhole(slot)
+            slots.append(slot.region)
+        }
+        let byFrame = slots.sorted { $0.guestPhysicalAddress < $1.guestPhysicalAddress }
+        return areWhole && slots.filter { $0.slot == Layout.permanent.slot }.count == 1
+            && slots.filter { $0.slot == Layout.wanderer.slot }.count == 1
+            && zip(slots, slots.dropFirst()).allSatisfy {
+                ($0.userspaceAddress, $0.slot) < ($1.userspaceAddress, $1.slot)
+            }
+            && zip(byFrame, byFrame.dropFirst()).allSatisfy {
+                $0.guestPhysicalAddress + $0.memorySize <= $1.guestPhysicalAddress
+            }
+    }
+
+    /// What was found under a generation is the same as long as the generation is.
+    private mutating func isGenerationRight() -> Bool {
+        let frame = seen?.frame ?? GuestFrameNumber(random.next() % Layout.frameCount)
+        let generation = memory.generation()
+        let slot = memory.lookup(frame, addressSpace: 0)?.region
+        let isSteady = !generation.isUpdateInProgress && memory.generation() == generation
+        guard isSteady, let old = seen, old.generation == generation else {
+            seen = isSteady ? (frame, generation, slot) : nil
+            return true
+        }
+        if random.oneIn(8) { seen = nil }
+        return old.slot == slot
     }
 }

@@ -240,9 +240,6 @@ extension BlockTranslator {
             fields.reg = 0
             opcode = opcode & 2 != 0 ? 0x88 | opcode & 1 : 0x8A | opcode & 1
             hasModRM = true
-        } else if i.opcodeMap == 0 && opcode == 0x82 {
-            // The alias of 80 that 64-bit mode dropped.
-            opcode = 0x80
         } else if !hasModRM && usesOpcodeRegister(i) {
             opcode = opcode & 0xF8 | fields.opcodeRegister & 7
         }

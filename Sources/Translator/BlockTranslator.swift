@@ -3,9 +3,10 @@ import X86
 
 /// Translates one block of guest instructions.
 ///
-/// A block starts with a look at the attention flag and runs to the first instruction that changes control flow, has to
-/// be executed in Swift, crosses into the next page, or exceeds ``maximumCount``. It may lie at any linear address whose
-/// page offset is the same: addresses are formed from the state's page base.
+/// A block starts with a look at the attention flag and runs to the first instruction that always changes control flow,
+/// has to be executed in Swift, crosses into the next page, or exceeds ``maximumCount``; conditional jumps end it as its
+/// ``Form`` says. It may lie at any linear address whose page offset is the same: addresses are formed from the state's
+/// page base.
 ///
 /// Everything emitted besides the guest's own instructions leaves the flags alone.
 struct BlockTranslator {
@@ -93,7 +94,7 @@ struct BlockTranslator {
     }
 
     /// Translates `instructions`, which follow each other from ``startOffset``.
-    /// - Parameter endsAtPage: the block ended because the next instruction crosses into another page or lies there.
+    /// - Parameter spans: the block ended because the next instruction crosses into another page, or is itself such a one.
     mutating func translate(_ instructions: [ClassifiedInstruction], spans: Bool) {
         if form.isLinked { emitPrologue(instructions) }
         if form == .block && mode.codeSize == .bits64 { plan = AccessPlan(instructions) }

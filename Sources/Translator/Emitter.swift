@@ -167,11 +167,6 @@ package struct Emitter {
         int32(value)
     }
 
-    package mutating func store8(_ value: UInt8, _ memory: Memory) {
-        legacy(wide: false, 0xC6, reg: 0, memory)
-        byte(value)
-    }
-
     package mutating func move(_ target: HostRegister, _ source: HostRegister, wide: Bool = true) {
         let rex = (wide ? 8 : 0) | (source.number >> 3) << 2 | target.number >> 3
         if rex != 0 { byte(0x40 | rex) }
@@ -202,15 +197,6 @@ package struct Emitter {
         let rex = (target.number >> 3) << 2 | source.number >> 3
         if rex != 0 { byte(0x40 | rex) }
         bytes(0x0F, 0xB7, 0xC0 | (target.number & 7) << 3 | source.number & 7)
-    }
-
-    /// `movzx target, byte [memory]`.
-    package mutating func load8(_ target: HostRegister, _ memory: Memory) {
-        if memory.inState { byte(0x65) }
-        let rex = (target.number >> 3) << 2 | memory.rexBits
-        if rex != 0 { byte(0x40 | rex) }
-        bytes(0x0F, 0xB6)
-        modRM(reg: target.number, memory)
     }
 
     package mutating func lea(_ target: HostRegister, _ memory: Memory, wide: Bool = true) {

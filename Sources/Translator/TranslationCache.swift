@@ -343,11 +343,4 @@ public final class TranslationCache: @unchecked Sendable {
         }
         return result
     }
-
-    /// Bytes of translated code, for statistics.
-    public var codeByteCount: Int {
-        lock.lock()
-        defer { lock.unlock() }
-        return used
-    }
 }

@@ -27,7 +27,6 @@ public struct CPUState {
     /// What is added to a jump target before it is looked up: translation mode and jump-cache generation in bits 48–63.
     @inlinable public static var modeTagOffset: Int { 0x1F8 }
     @inlinable public static var hostStackPointerOffset: Int { 0x0C8 }
-    @inlinable public static var exitReasonOffset: Int { 0x0D0 }
     @inlinable public static var exitValueOffset: Int { 0x0D8 }
     /// Eight 64-bit temporaries of translated code.
     @inlinable public static var temporariesOffset: Int { 0x0E0 }

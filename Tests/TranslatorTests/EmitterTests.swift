@@ -154,21 +154,11 @@ import Translator
         }
     }
 
-    @Test func narrowLoadsAndStores() {
+    @Test func narrowStores() {
         checkMemory(ZYDIS_MNEMONIC_MOV) {
             $0.store16($1, $2)
         } _: {
             isMemory($0[0], $2, bits: 16) && isRegister($0[1], $1, bits: 16)
-        }
-        checkMemory(ZYDIS_MNEMONIC_MOV) { emitter, _, memory in
-            emitter.store8(0xA5, memory)
-        } _: { operands, _, memory in
-            isMemory(operands[0], memory, bits: 8) && operands[1].imm.value.u & 0xFF == 0xA5
-        }
-        checkMemory(ZYDIS_MNEMONIC_MOVZX) {
-            $0.load8($1, $2)
-        } _: {
-            isRegister($0[0], $1, bits: 32) && isMemory($0[1], $2, bits: 8)
         }
     }
 

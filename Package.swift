@@ -41,6 +41,10 @@ let package = Package(
             swiftSettings: execution),
         .target(name: "RCU", dependencies: ["Host"], swiftSettings: execution),
         .target(
+            name: "AddressSpace",
+            dependencies: ["Addressing", "RCU", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
+        .target(
             name: "VCPUTables",
             dependencies: ["Host", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
@@ -114,6 +118,9 @@ let package = Package(
             swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost", "TestSupport"], swiftSettings: execution),
+        .testTarget(
+            name: "AddressSpaceTests", dependencies: ["AddressSpace", "RCU", "Host", "Addressing", "TestSupport"],
+            swiftSettings: execution),
         .testTarget(
             name: "VCPUTablesTests",
             dependencies: ["VCPUTables", "VCPUTableDesigns", "RCU", "Host", "TestSupport"],

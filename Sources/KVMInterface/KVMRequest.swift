@@ -37,6 +37,11 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case getClock = 0x8030_AE7C
     case enableCapability = 0x4068_AEA3
 
+    // To a virtual machine; Martlet's own.
+
+    /// Several changes of memory slots as one; see ``MemoryBatch``.
+    case setUserMemoryRegions = 0x4008_AEF0
+
     // To a virtual CPU.
     case run = 0x0000_AE80
     case getRegisters = 0x8090_AE81

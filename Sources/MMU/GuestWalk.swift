@@ -11,10 +11,12 @@ import X86
 /// A paging-structure cache remembers, for each 2 MiB of linear addresses, the last-level table and the rights
 /// accumulated on the way to it, so that most walks read one entry.
 ///
-/// > Concurrency: belongs to one vCPU. The caller is inside a read section of the guest memory's RCU domain.
+/// > Concurrency: belongs to one vCPU. The caller is inside a read section of the guest memory.
 /// > Source: APM volume 2, sections 5.2–5.6; Intel SDM volume 3, sections 4.6 and 4.10.3.
 public final class GuestWalk {
     private let memory: GuestMemory
+    /// The slot in which a table was found last.
+    private var lastSlot = MemorySlotCache()
     private let cache: UnsafeMutablePointer<CachedTable>
     private static let cacheCount = 256
     /// Entries of other generations are empty.
@@ -328,7 +330,7 @@ public final class GuestWalk {
     /// The host address of the table page at guest physical `address`.
     private func table(at address: UInt64, _ context: PagingContext) -> UnsafeMutablePointer<UInt64>? {
         let frame = GuestFrameNumber(address >> 12)
-        guard let slot = memory.lookup(frame, addressSpace: 0) else { return nil }
+        guard let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) else { return nil }
         return slot.pointee.hostPointer(for: frame).assumingMemoryBound(to: UInt64.self)
     }
 
@@ -371,6 +373,6 @@ public final class GuestWalk {
 
     private func markDirty(_ address: UInt64) {
         let frame = GuestFrameNumber(address >> 12)
-        if let slot = memory.lookup(frame, addressSpace: 0) { slot.pointee.markDirty(frame: frame) }
+        if let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) { slot.pointee.markDirty(frame: frame) }
     }
 }

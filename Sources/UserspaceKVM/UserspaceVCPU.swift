@@ -33,8 +33,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     private(set) var timerSlot: TimerSlot!
     /// Lets the owner look for signals that its thread blocks.
     private(set) var signalCheckSlot: TimerSlot!
-    /// Takes part in grace periods of guest memory and translated code while inside guest code.
-    private var memoryReader: MemoryReader!
+    /// Takes part in grace periods of shadow pages while inside guest code.
+    private var shadowReader: ShadowReader!
 
     /// Events that others raise; see ``VCPUSignals``.
     let signals = Atomic<UInt32>(0)
@@ -75,7 +75,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
             APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
-        memoryReader = MemoryReader(vm.domain, processor)
+        shadowReader = ShadowReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in signal(.timer) }
         if vm.router != nil {
             apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self)
@@ -117,9 +117,9 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     }
 }
 
-/// A vCPU as a reader of guest memory. A writer that has to wait for it raises the processor's attention, so that it leaves
+/// A vCPU as a reader of shadow pages. A writer that has to wait for it raises the processor's attention, so that it leaves
 /// guest code, which is a quiescent state.
-private final class MemoryReader {
+private final class ShadowReader {
     let reader: RCUReader
 
     /// - Parameter processor: outlives the reader.
@@ -148,8 +148,8 @@ struct VCPUSignals: OptionSet, Sendable {
 extension UserspaceVCPU: RequestTarget {
     func raiseAttention() { processor.raiseAttention() }
     func perform(_ requests: ProcessorRequests) { processor.perform(requests) }
-    func didEnter() { memoryReader.reader.online() }
-    func willLeave() { memoryReader.reader.offline() }
+    func didEnter() { shadowReader.reader.online() }
+    func willLeave() { shadowReader.reader.offline() }
 }
 
 extension UserspaceVCPU: LocalAPICHost {

@@ -18,9 +18,9 @@ final class UserspaceVM: @unchecked Sendable {
     let host: HostProcessor
     let tscKilohertz: UInt64
     let clock: MachineClock
-    /// Grace periods of memory slots and translated code, in which vCPUs take part while inside guest code.
-    let domain: RCUDomain
-    let memory: GuestMemory
+    /// Grace periods of shadow pages, in which vCPUs take part while inside guest code.
+    let domain = RCUDomain()
+    let memory = GuestMemory()
     let cache: TranslationCache
     let gate = PauseGate()
     let timers = MachineTimers()
@@ -49,8 +49,6 @@ final class UserspaceVM: @unchecked Sendable {
         self.host = host
         tscKilohertz = TSCFrequency.kilohertz
         clock = MachineClock(tscKilohertz: tscKilohertz)
-        domain = RCUDomain()
-        memory = GuestMemory(domain: domain)
         cache = try TranslationCache()
         vcpus = try ReservedTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
     }

@@ -43,6 +43,7 @@ import Testing
 
     @Test func everyRequestIsCompared() {
         let compared = Set(Self.expected.map { $0.0 })
-        #expect(KVMRequest.allCases.filter { !compared.contains($0) }.isEmpty)
+        // Martlet's own are in no header.
+        #expect(KVMRequest.allCases.filter { !compared.contains($0) } == [.setUserMemoryRegions])
     }
 }

@@ -19,6 +19,7 @@ enum Extensions {
         case .x2APICAPI: return Int(X2APICAPIFlags.all.rawValue)
         case .xsave2: return Limits.xsaveByteCount
         case .guestPhysicalAddressBits: return 48
+        case .memoryRegionBatch: return Limits.memoryBatchCount
         default: return 0
         }
     }

@@ -15,6 +15,7 @@ extension UserspaceKVM {
         case .setBootCPUID: try vm.setBootVCPU(id: argument)
         case .enableCapability: try vm.enableCapability(at: argument)
         case .setUserMemoryRegion: try vm.setUserMemoryRegion(at: argument)
+        case .setUserMemoryRegions: try vm.setUserMemoryRegions(at: argument)
         case .getDirtyLog: try vm.getDirtyLog(at: argument)
         case .setTSSAddress: try vm.setTSSAddress(argument)
         case .setIdentityMapAddress: try vm.setIdentityMapAddress(at: argument)

@@ -1,6 +1,7 @@
 import Addressing
 import CHost
 import GuestMemory
+import struct KVMInterface.MemoryBatch
 import SystemPackage
 import Translator
 
@@ -14,23 +15,55 @@ extension UserspaceVM {
     func setUserMemoryRegion(at argument: UInt) throws(Errno) {
         var request = kvm_userspace_memory_region()
         try ClientMemory.copyIn(&request, from: argument)
-        let region = UserMemoryRegion(
-            slot: request.slot, flags: request.flags, guestPhysicalAddress: request.guest_phys_addr,
-            memorySize: request.memory_size, userspaceAddress: request.userspace_addr)
-        try memory.setUserMemoryRegion(region) { change in
-            switch change {
-            case .delete, .move: forgetTranslations()
-            case .create, .flagsOnly: requestAll(.flushTLB)
-            }
+        try memory.setUserMemoryRegion(UserMemoryRegion(request)) { forget([$0]) }
+    }
+
+    /// Several changes as one; the request is `KVMRequest.setUserMemoryRegions`.
+    ///
+    /// - Throws: as `MemoryBatch` says.
+    func setUserMemoryRegions(at argument: UInt) throws(Errno) {
+        var header = MemoryBatch(count: 0)
+        try ClientMemory.copyIn(&header, from: argument)
+        guard header.flags == 0 else { throw .invalidArgument }
+        guard header.count <= Limits.memoryBatchCount else { throw .argListTooLong }
+        let elements = try ClientMemory.copyIn(
+            count: Int(header.count), of: MemoryBatch.Element(kvm_userspace_memory_region()),
+            from: argument &+ UInt(MemoryLayout<MemoryBatch>.size))
+        let bitmaps = try memory.setUserMemoryRegions(
+            elements.map { UserMemoryRegion($0.region) },
+            prepare: { (changes) throws(Errno) in try Self.checkBitmaps(elements, changes) }, flush: forget)
+        for (element, bitmap) in zip(elements, bitmaps) where element.dirtyBitmap != 0 {
+            if let bitmap { try ClientMemory.copyOut(bitmap, to: UInt(element.dirtyBitmap)) }
         }
     }
 
-    /// Drops translations of addresses, and of code, which is known by guest physical addresses.
-    private func forgetTranslations() {
-        VCPURequests.withAllPaused(gate, among: enumerateRequests) {
-            requestAll(.flushTLB)
-            cache.reset()
+    /// Refuses bitmaps that have too little room or cannot be written, while nothing has changed.
+    private static func checkBitmaps(
+        _ elements: [MemoryBatch.Element], _ changes: [MemorySlotChange?]
+    ) throws(Errno) {
+        for (element, change) in zip(elements, changes) where element.dirtyBitmap != 0 {
+            guard let old = change?.old, old.flags.contains(.logDirtyPages) else { continue }
+            let wordCount = Int((old.pageCount + 63) / 64)
+            guard element.dirtyBitmapByteCount >= wordCount * 8 else { throw .argListTooLong }
+            try ClientMemory.copyOut([UInt64](repeating: 0, count: wordCount), to: UInt(element.dirtyBitmap))
         }
+    }
+
+    /// Drops what is cached of the slots that changes remove or replace: translations of addresses, and of code, which is
+    /// known by guest physical addresses. When it returns no vCPU uses any of it.
+    private func forget(_ changes: [MemorySlotChange]) {
+        // Afterwards every vCPU has been outside guest code since the slots changed: none can still translate what lay
+        // there.
+        requestAll(.flushTLB)
+        var hasDropped = false
+        for change in changes {
+            switch change {
+            case .delete(let old), .move(let old, _):
+                if cache.drop(old.baseFrame.value..<old.baseFrame.value + old.pageCount) { hasDropped = true }
+            case .create, .flagsOnly: break
+            }
+        }
+        if hasDropped { requestAll(.dropJumpCache) }
     }
 
     /// The corresponding C request is `KVM_GET_DIRTY_LOG`.
@@ -49,7 +82,15 @@ extension UserspaceVCPU {
     /// > Concurrency: the owner, inside.
     func writeGuest(_ bytes: [UInt8], at address: UInt64) {
         bytes.withUnsafeBytes { buffer in
-            try? vm.memory.write(GuestPhysicalAddress(address), from: buffer)
+            vm.memory.withReadSection { try? vm.memory.write(GuestPhysicalAddress(address), from: buffer) }
         }
+    }
+}
+
+extension UserMemoryRegion {
+    init(_ region: kvm_userspace_memory_region) {
+        self.init(
+            slot: region.slot, flags: region.flags, guestPhysicalAddress: region.guest_phys_addr,
+            memorySize: region.memory_size, userspaceAddress: region.userspace_addr)
     }
 }

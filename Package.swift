@@ -72,8 +72,8 @@ let package = Package(
         .target(
             name: "Machine",
             dependencies: [
-                "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
-                .product(name: "SystemPackage", package: "swift-system")
+                "AddressSpace", "Devices", "KVMInterface", "Addressing", "Host", "CHost", "CLZ4", "CLZMA", "CZlib",
+                "CZstd", .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: strict),
         .target(
@@ -113,6 +113,13 @@ let package = Package(
             dependencies: [
                 "Machine", "Addressing", "KVMInterface", "CHost", "Host", "CLZ4", "CLZMA", "CZlib", "CZstd",
                 "TestSupport",
+                .product(name: "SystemPackage", package: "swift-system")
+            ],
+            swiftSettings: execution),
+        .testTarget(
+            name: "MachineMemoryTests",
+            dependencies: [
+                "Machine", "AddressSpace", "UserspaceKVM", "KVMInterface", "Host", "Addressing", "TestSupport",
                 .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: execution),

@@ -195,8 +195,10 @@ import Testing
         #expect(target.text == ["0+2000 100000 0"])
         #expect(fixture.space.view.ranges.count == 1)
         target.errors = []
-        try fixture.change { try ram.move(to: 0x8000) }
-        #expect(target.text == ["8000+8000 100000 0"])
+        // The next change of whatever puts it right.
+        try fixture.change { try fixture.root.add(fixture.ram("more", host: 0x20_0000, 0x1000), at: 0x10000) }
+        #expect(target.text == ["0+8000 100000 0", "10000+1000 200000 0"])
+        #expect(Set(target.slots.keys) == [0, 1])
     }
 }
 

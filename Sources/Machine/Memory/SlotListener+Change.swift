@@ -42,13 +42,14 @@ extension SlotListener {
         // The numbers of slots that go can be used again at once.
         var numbers = SlotNumbers(
             limit: slotLimit, used: (change.slots.values.joined() + strays).map(\.number))
-        for range in added {
-            for part in MappedSlot.parts(of: range) {
-                guard let number = numbers.take() else { throw .noSpace }
-                let slot = MappedSlot(number: number, addresses: part, range: range)
-                change.edits.append(SlotEdit(old: nil, new: slot))
-                change.slots[range.addresses.start, default: []].append(slot)
-            }
+        let wanted =
+            missing.filter { slot in !deleted.contains { $0.isSame(as: slot.range) } }.map { ($0.addresses, $0.range) }
+            + added.flatMap { range in MappedSlot.parts(of: range).map { ($0, range) } }
+        for (addresses, range) in wanted {
+            guard let number = numbers.take() else { throw .noSpace }
+            let slot = MappedSlot(number: number, addresses: addresses, range: range)
+            change.edits.append(SlotEdit(old: nil, new: slot))
+            change.slots[range.addresses.start, default: []].append(slot)
         }
         for range in relogged {
             guard let old = change.slots[range.addresses.start] else { continue }
@@ -67,7 +68,7 @@ extension SlotListener {
                 dirtyPageCounts: change.edits.map { $0.dropsLog ? $0.old?.pageCount ?? 0 : 0 })
         }
         for (edit, bitmap) in zip(change.edits, bitmaps) { edit.old?.record(bitmap) }
-        slots = change.slots
+        (slots, missing) = (change.slots, [])
     }
 
     /// Makes one edit after the other, and on an error takes back those made.
@@ -83,7 +84,7 @@ extension SlotListener {
                 }
             }
         }
-        slots = change.slots
+        (slots, missing) = (change.slots, [])
     }
 
     /// Deletes slots that an earlier commit could not.
@@ -104,7 +105,9 @@ extension SlotListener {
             try target.setUserMemoryRegion(edit.undo)
         } catch {
             switch (edit.old, edit.new) {
-            case (let old?, nil): slots[old.range.addresses.start]?.removeAll { $0.number == old.number }
+            case (let old?, nil):
+                slots[old.range.addresses.start]?.removeAll { $0.number == old.number }
+                missing.append(old)
             case (nil, let new?): strays.append(new)
             // The slot is there; only whether it is logged differs.
             default: break

@@ -16,16 +16,16 @@ import SystemPackage
 /// goes.
 ///
 /// A commit that throws has gone back: a batch has then changed nothing, and without one each change made so far has been
-/// taken back, with the vCPUs still outside. Should the accelerator refuse even that, an old slot that cannot be made again
-/// stays unmapped, so that accesses to it go to the address space, and a new one that cannot be deleted stays mapped, with
-/// its region kept alive, until a later commit deletes it.
+/// taken back, with the vCPUs still outside if they were. Should the accelerator refuse even that, an old slot that cannot be
+/// made again is missing, so that accesses to it go to the address space, which performs them; and a new one that cannot be
+/// deleted stays, with its region kept alive. Each later commit begins with putting this right.
 ///
 /// Lock order: machine lock, inhibition of requests, slots lock.
 ///
 /// > Concurrency: a listener's methods with the machine lock held; `synchronizeDirtyPages` by any thread.
 package final class SlotListener: MemoryListener, @unchecked Sendable {
-    // SAFETY: `@unchecked Sendable`: the changes collected are used by the holder of the machine lock, `slots` and `strays`
-    // are guarded by the slots lock, the rest does not change.
+    // SAFETY: `@unchecked Sendable`: the changes collected are used by the holder of the machine lock, `slots`, `strays`
+    // and `missing` are guarded by the slots lock, the rest does not change.
 
     let target: any MemorySlotTarget
     let blocker: AccelBlocker
@@ -33,10 +33,12 @@ package final class SlotListener: MemoryListener, @unchecked Sendable {
     private let batchLimit: Int
 
     private let slotsLock = FutexLock()
-    /// The slots of each range of memory, by the range's first address. Guarded by the slots lock, as is the next.
+    /// The slots of each range of memory, by the range's first address. Guarded by the slots lock, as are the next two.
     var slots: [UInt64: [MappedSlot]] = [:]
     /// Slots that should not be there, and could not be deleted.
     var strays: [MappedSlot] = []
+    /// Slots that should be there, and could not be made again. Their numbers mean nothing.
+    var missing: [MappedSlot] = []
 
     /// What this change does, lowest address first.
     private(set) var deleted: [FlatRange] = []
@@ -66,11 +68,11 @@ package final class SlotListener: MemoryListener, @unchecked Sendable {
 
     package func commit() throws(Errno) {
         defer { (deleted, added, relogged) = ([], [], []) }
-        guard !(deleted.isEmpty && added.isEmpty && relogged.isEmpty) else { return }
         let change = try slotsLock.withLock { () throws(Errno) in
             try deleteStrays()
             return try makeChange()
         }
+        // Without edits nothing that slots map has come, gone or changed.
         guard !change.edits.isEmpty else { return }
         if change.edits.count <= batchLimit {
             try slotsLock.withLock { () throws(Errno) in try applyAtOnce(change) }

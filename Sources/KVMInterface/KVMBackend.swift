@@ -26,7 +26,11 @@ public protocol KVMBackend: AnyObject, Sendable {
     /// and ``unmapRunArea(_:)`` was called.
     func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer
 
-    /// `munmap` of what ``mapRunArea(_:)`` returned.
+    /// `mmap` of a vCPU's dirty ring, which has `byteCount` bytes, at `KVM_DIRTY_LOG_PAGE_OFFSET`. Valid as long as what
+    /// ``mapRunArea(_:)`` returned.
+    func mapDirtyRing(_ vcpu: KVMDescriptor, byteCount: Int) throws(Errno) -> UnsafeMutableRawBufferPointer
+
+    /// `munmap` of what ``mapRunArea(_:)`` or ``mapDirtyRing(_:byteCount:)`` returned.
     func unmapRunArea(_ area: UnsafeMutableRawBufferPointer)
 
     /// Makes a thread that is inside `KVM_RUN` of `vcpu` look at `immediate_exit`; nothing happens if there is none.

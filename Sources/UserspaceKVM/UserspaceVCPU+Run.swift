@@ -30,6 +30,7 @@ extension UserspaceVCPU {
                 try waitForActivity()
                 continue
             }
+            if let ring = processor.dirtyRing, ring.isFull, !completes { return exit(KVM_EXIT_DIRTY_RING_FULL) }
             if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             // With attention raised, the processor completes the access that was answered and no more.
             if completes, mustReturn || hasPendingNMI { processor.raiseAttention() } else { processor.clearAttention() }

@@ -1,4 +1,5 @@
 import CHost
+import GuestMemory
 import Host
 import Interrupts
 import KVMInterface
@@ -75,6 +76,9 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
             APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
+        if vm.hasDirtyRings {
+            processor.dirtyRing = try DirtyRing(byteCount: vm.dirtyRingByteCount.load(ordering: .relaxed))
+        }
         shadowReader = ShadowReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in signal(.timer) }
         if vm.router != nil {

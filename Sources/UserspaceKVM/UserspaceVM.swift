@@ -42,6 +42,10 @@ final class UserspaceVM: @unchecked Sendable {
     var tscOffset: UInt64 = 0 &- martlet_rdtsc()
     /// `KVM_X2APIC_API_USE_32BIT_IDS`.
     let hasExtendedAPICIDs = Atomic<Bool>(false)
+    /// The size of each vCPU's dirty ring; 0 without them. Changes once, under `lock`, before there are vCPUs.
+    let dirtyRingByteCount = Atomic<Int>(0)
+    /// `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE`.
+    let protectsLogManually = Atomic<Bool>(false)
     /// `KVM_CAP_EXCEPTION_PAYLOAD`.
     let reportsExceptionPayloads = Atomic<Bool>(false)
 
@@ -59,6 +63,8 @@ final class UserspaceVM: @unchecked Sendable {
     var router: InterruptRouter? { routerReference.load() }
 
     var pit: IntervalTimer? { pitReference.load() }
+
+    var hasDirtyRings: Bool { dirtyRingByteCount.load(ordering: .relaxed) != 0 }
 
     // MARK: Creation
 

@@ -27,7 +27,9 @@ enum HammerGuest {
     static func counterOffset(_ id: Int) -> Int { 0x100 + id * 64 }
     static let visitorOffset = 0x40
 
-    private static func bytes(_ value: UInt64) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) } }
+    private static func bytes(_ value: UInt64) -> [UInt8] {
+        (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+    }
 
     /// inc dword [address]
     private static func increment(_ address: UInt64) -> [UInt8] { [0xFF, 0x05] + bytes(address) }

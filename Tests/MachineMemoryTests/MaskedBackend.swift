@@ -20,6 +20,10 @@ final class MaskedBackend: KVMBackend {
         try core.mapRunArea(vcpu)
     }
 
+    func mapDirtyRing(_ vcpu: KVMDescriptor, byteCount: Int) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        try core.mapDirtyRing(vcpu, byteCount: byteCount)
+    }
+
     func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) { core.unmapRunArea(area) }
 
     func kick(_ vcpu: KVMDescriptor) { core.kick(vcpu) }

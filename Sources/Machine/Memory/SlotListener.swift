@@ -18,14 +18,13 @@ import SystemPackage
 /// A commit that throws has gone back: a batch has then changed nothing, and without one each change made so far has been
 /// taken back, with the vCPUs still outside if they were. Should the accelerator refuse even that, an old slot that cannot be
 /// made again is missing, so that accesses to it go to the address space, which performs them; and a new one that cannot be
-/// deleted stays, with its region kept alive. Each later commit begins with putting this right.
+/// deleted stays, with its region kept alive. Each later commit begins with putting this right, and throws if it cannot.
 ///
 /// Lock order: machine lock, inhibition of requests, slots lock.
 ///
 /// > Concurrency: a listener's methods with the machine lock held; `synchronizeDirtyPages` by any thread.
 package final class SlotListener: MemoryListener, @unchecked Sendable {
-    // SAFETY: `@unchecked Sendable`: the changes collected are used by the holder of the machine lock, `slots`, `strays`
-    // and `missing` are guarded by the slots lock, the rest does not change.
+    // SAFETY: `@unchecked Sendable`: `slots` is guarded by the slots lock, the other variables by the machine lock.
 
     let target: any MemorySlotTarget
     let blocker: AccelBlocker
@@ -33,12 +32,10 @@ package final class SlotListener: MemoryListener, @unchecked Sendable {
     private let batchLimit: Int
 
     private let slotsLock = FutexLock()
-    /// The slots of each range of memory, by the range's first address. Guarded by the slots lock, as are the next two.
+    /// The slots of each range of memory, by the range's first address: those that the accelerator has once `repairs` are made.
     var slots: [UInt64: [MappedSlot]] = [:]
-    /// Slots that should not be there, and could not be deleted.
-    var strays: [MappedSlot] = []
-    /// Slots that should be there, and could not be made again. Their numbers mean nothing.
-    var missing: [MappedSlot] = []
+    /// What could not be taken back.
+    var repairs: [SlotEdit] = []
 
     /// What this change does, lowest address first.
     private(set) var deleted: [FlatRange] = []
@@ -68,13 +65,9 @@ package final class SlotListener: MemoryListener, @unchecked Sendable {
 
     package func commit() throws(Errno) {
         defer { (deleted, added, relogged) = ([], [], []) }
-        let change = try slotsLock.withLock { () throws(Errno) in
-            try deleteStrays()
-            return try makeChange()
-        }
-        // Without edits nothing that slots map has come, gone or changed.
-        guard !change.edits.isEmpty else { return }
-        if change.edits.count <= batchLimit {
+        try repair()
+        let change = try slotsLock.withLock { () throws(Errno) in try makeChange() }
+        if change.edits.isEmpty || change.edits.count <= batchLimit {
             try slotsLock.withLock { () throws(Errno) in try applyAtOnce(change) }
             return
         }
@@ -82,6 +75,19 @@ package final class SlotListener: MemoryListener, @unchecked Sendable {
         if inhibits { blocker.inhibit() }
         defer { if inhibits { blocker.permit() } }
         try slotsLock.withLock { () throws(Errno) in try applyInOrder(change) }
+    }
+
+    /// Makes what an earlier commit could not take back.
+    private func repair() throws(Errno) {
+        guard !repairs.isEmpty else { return }
+        blocker.inhibit()
+        defer { blocker.permit() }
+        try slotsLock.withLock { () throws(Errno) in
+            while let edit = repairs.first {
+                try make(edit)
+                repairs.removeFirst()
+            }
+        }
     }
 
     /// Whether a range of one list overlaps one of the other; both are in order.
@@ -99,7 +105,8 @@ package final class SlotListener: MemoryListener, @unchecked Sendable {
 
     /// Enters what the accelerator has recorded so far into the records of the regions.
     ///
-    /// - Throws: what the accelerator throws; pages of slots that were read are in the records.
+    /// - Throws: what the accelerator throws, as it does while a slot is missing; pages of slots that were read are in the
+    ///   records.
     /// > Concurrency: any thread that is inside no request.
     package func synchronizeDirtyPages() throws(Errno) {
         try blocker.withMachineRequest { () throws(Errno) in

@@ -198,6 +198,14 @@ private final class Arena: @unchecked Sendable {
                 inside.add(-1)
             }
             if kick.isSet { kick.clear() }
+            // Many short requests: inhibitors meet them in their gate.
+            for _ in 0..<random.next() % 4000 {
+                gate.withRequest {
+                    inside.add(1)
+                    if map.generation != map.copy { faults.add(1) }
+                    inside.add(-1)
+                }
+            }
             if random.oneIn(4) { sched_yield() }
         }
     }

@@ -40,7 +40,7 @@ public final class AddressSpace: @unchecked Sendable {
         if let view = current.load() { Self.free(view) }
     }
 
-    /// Calls `body` with the current view in a read section: it must not block.
+    /// Calls `body` with the current view in a read section, which delays changes: it must not block for long.
     /// > Concurrency: any thread.
     @available(*, noasync)
     public func withView<Result, Failure: Error>(

@@ -14,7 +14,7 @@ public struct FlatView: Sendable {
             let middle = (low + high) / 2
             if ranges[middle].addresses.last < address { low = middle + 1 } else { high = middle }
         }
-        return low < ranges.count && ranges[low].addresses.start <= address ? low : nil
+        return low < ranges.count && ranges[low].addresses.contains(address) ? low : nil
     }
 
     func isSame(as other: Self) -> Bool {

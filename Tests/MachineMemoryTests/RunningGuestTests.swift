@@ -30,9 +30,10 @@ import UserspaceKVM
             #expect(fault == nil)
             #expect(mapper.failure == nil)
             #expect(machine.lostWrite() == nil)
+            let median = mapper.commitNanoseconds.sorted()[mapper.stepCount / 2] / 1000
             let rounds = (0..<HammerMachine.vcpuCount).map { machine.rounds($0) }
             print(
-                "\(name): \(mapper.stepCount) transactions, \(mapper.checkCount) looks at written pages, "
+                "\(name): \(mapper.stepCount) transactions, median \(median) µs, \(mapper.checkCount) looks at the log, "
                     + "rounds \(rounds), \(machine.visits.value) exits")
             #expect(mapper.stepCount > 10 && mapper.checkCount > 0)
         }
@@ -45,6 +46,7 @@ private struct Mapper {
     var random: SeededGenerator
     private(set) var stepCount = 0
     private(set) var checkCount = 0
+    private(set) var commitNanoseconds: [UInt64] = []
     private(set) var failure: String?
     /// Regions over parts of others, with the same bytes: they split what the guests see without changing it.
     private var overlays: [MemoryRegion] = []
@@ -63,14 +65,16 @@ private struct Mapper {
 
     mutating func step() throws {
         stepCount += 1
-        var gone: Pages?
+        var gone: [Pages] = []
         try machine.lock.withLock {
             let count = number(3) + 1
             machine.topology.begin()
-            for _ in 0..<count { if let pages = try change() { gone = pages } }
+            for _ in 0..<count { if let pages = try change() { gone.append(pages) } }
+            let start = MonotonicClock.nanoseconds()
             try machine.topology.commit()
+            commitNanoseconds.append(MonotonicClock.nanoseconds() - start)
             // Whoever still has a translation of it crashes.
-            gone?.unmap()
+            gone.forEach { $0.unmap() }
             if random.oneIn(4) { try compareWrittenPages() }
         }
         // Without a batch the guests run between two transactions only.

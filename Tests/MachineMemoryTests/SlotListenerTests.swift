@@ -97,6 +97,32 @@ import Testing
         #expect(fixture.target.slots.isEmpty)
     }
 
+    /// No guest reaches these; the address space does.
+    @Test func memoryAtTheEndOfTheAddressSpaceHasNoSlot() throws {
+        let fixture = try Fixture()
+        try fixture.change {
+            try fixture.root.add(fixture.ram("end", host: 0x10_0000, 0x2000), at: 0xFFFF_FFFF_FFFF_E000)
+            try fixture.root.add(fixture.ram("edge", host: 0x20_0000, 0x2000), at: 1 << 52 - 0x1000)
+        }
+        #expect(fixture.target.text == ["ffffffffff000+1000 200000 0"])
+        #expect(fixture.space.view.ranges.count == 2)
+    }
+
+    /// The listener has a region while its slot is there, and no longer.
+    @Test(arguments: [0, 64]) func regionsAreHeldOnce(batchLimit: Int) throws {
+        let fixture = try Fixture(batchLimit: batchLimit)
+        weak var region: MemoryRegion?
+        do {
+            let ram = fixture.ram("ram", host: 0x10_0000, 0x2000)
+            region = ram
+            try fixture.change { try fixture.root.add(ram, at: 0) }
+        }
+        try fixture.change { try fixture.root.setReadOnly(true) }
+        #expect(region?.container === fixture.root)
+        try fixture.change { try fixture.root.remove(fixture.root.subregions[0]) }
+        #expect(region == nil && fixture.target.slots.isEmpty)
+    }
+
     @Test func largeMemoryIsSplit() throws {
         let fixture = try Fixture()
         let ram = fixture.ram("ram", host: 0x1000, 9 << 40)

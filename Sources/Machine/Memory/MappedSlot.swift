@@ -3,8 +3,11 @@ import KVMInterface
 
 /// A memory slot of the accelerator and the part of a flat view that it maps.
 struct MappedSlot {
-    /// Large enough for every part, and a slot holds fewer than 2³¹ pages.
+    /// The most that one slot maps: slots hold fewer than 2³¹ pages.
     static var byteCountLimit: UInt128 { 4 << 40 }
+    /// No processor has physical addresses from here on.
+    /// > Source: Intel SDM, volume 3, section 4.1.4.
+    static var addressLimit: UInt128 { 1 << 52 }
 
     let number: UInt32
     /// Whole pages.
@@ -19,8 +22,9 @@ struct MappedSlot {
         else { return [] }
         var parts: [AddressRange] = []
         var start = UInt128(pages.start)
-        while start < pages.end {
-            let byteCount = min(pages.end - start, byteCountLimit)
+        let end = min(pages.end, addressLimit)
+        while start < end {
+            let byteCount = min(end - start, byteCountLimit)
             parts.append(AddressRange(UInt64(start), byteCount: byteCount))
             start += byteCount
         }

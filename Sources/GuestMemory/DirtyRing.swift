@@ -1,4 +1,4 @@
-import Glibc
+import Host
 import Synchronization
 import SystemPackage
 
@@ -31,6 +31,7 @@ public final class DirtyRing: @unchecked Sendable {
 
     /// The client's mapping.
     public let bytes: UnsafeMutableRawBufferPointer
+    private let memory: MemoryMapping
     private let entryCount: Int
     private let dirtyIndex = Atomic<UInt32>(0)
     private let resetIndex = Atomic<UInt32>(0)
@@ -45,13 +46,10 @@ public final class DirtyRing: @unchecked Sendable {
     public init(byteCount: Int) throws(Errno) {
         let stride = MemoryLayout<Entry>.stride
         precondition(byteCount & (byteCount - 1) == 0 && byteCount > Self.reservedCount * stride)
-        guard let memory = aligned_alloc(4096, max(byteCount, 4096)) else { throw .noMemory }
-        memset(memory, 0, byteCount)
-        bytes = UnsafeMutableRawBufferPointer(start: memory, count: byteCount)
+        memory = try MemoryMapping.anonymous(byteCount: byteCount)
+        bytes = UnsafeMutableRawBufferPointer(start: memory.baseAddress, count: byteCount)
         entryCount = byteCount / stride
     }
-
-    deinit { free(bytes.baseAddress) }
 
     private func entry(_ index: UInt32) -> UnsafeMutablePointer<Entry> {
         // SAFETY: the remainder is below the number of entries.

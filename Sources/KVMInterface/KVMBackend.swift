@@ -42,6 +42,13 @@ public protocol KVMBackend: AnyObject, Sendable {
     func close(_ descriptor: KVMDescriptor)
 }
 
+extension KVMBackend {
+    /// A backend without dirty rings: as `mmap` where there is none.
+    public func mapDirtyRing(
+        _ vcpu: KVMDescriptor, byteCount: Int
+    ) throws(Errno) -> UnsafeMutableRawBufferPointer { throw .invalidArgument }
+}
+
 // The types below are the ABI's C structures: trivial, though Swift cannot see it of those with unions.
 extension KVMBackend {
     /// A request whose argument is a number.

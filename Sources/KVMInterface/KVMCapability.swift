@@ -75,4 +75,6 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
 
     /// ``KVMRequest/setUserMemoryRegions`` exists; the answer is the greatest number of changes of one call.
     public static let memoryRegionBatch = Self(rawValue: 0x4D54_0001)
+    /// ``KVMRequest/parkVCPU`` exists.
+    public static let vcpuParking = Self(rawValue: 0x4D54_0002)
 }

@@ -43,6 +43,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
 
     /// Several changes of memory slots as one; see ``MemoryBatch``.
     case setUserMemoryRegions = 0x4008_AEF0
+    /// Unplugs the virtual CPU whose id is the argument.
+    case parkVCPU = 0x0000_AEF1
 
     // To a virtual CPU.
     case run = 0x0000_AE80

@@ -9,6 +9,7 @@ extension UserspaceKVM {
         switch request {
         case .checkExtension: return Int32(clamping: Extensions.answer(argument))
         case .createVCPU: return try createVCPU(vm, id: argument)
+        case .parkVCPU: try vm.parkVCPU(id: argument)
         case .createIRQChip: try vm.createIRQChip()
         case .createPIT: try vm.createPIT(answersSpeakerPort: false)
         case .createPIT2: try vm.createPIT(PITRequest.decodeConfiguration(at: argument))

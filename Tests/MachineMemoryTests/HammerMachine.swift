@@ -1,6 +1,6 @@
 import AddressSpace
 import Addressing
-import CHost
+import Glibc
 import Host
 import KVMInterface
 import Machine
@@ -114,12 +114,13 @@ final class HammerMachine: @unchecked Sendable {
 
     // MARK: Running
 
-    /// Runs the guests while `body` runs.
+    /// Runs the guests while `body` runs, and somebody without the machine lock fetches written pages.
     /// - Returns: what went wrong.
     func run(while body: () throws -> Void) throws -> String? {
-        let threads = try vcpus.indices.map { index in
+        var threads = try vcpus.indices.map { index in
             try HostThread(name: "vcpu", stackSize: 4 << 20) { self.work(index) }
         }
+        threads.append(try HostThread(name: "fetcher") { self.fetchWrittenPages() })
         let result = Result { try body() }
         isOver.set()
         for (vcpu, _) in vcpus { vcpu.requestExit() }
@@ -147,17 +148,32 @@ final class HammerMachine: @unchecked Sendable {
         }
     }
 
+    private func fetchWrittenPages() {
+        while !isOver.isSet {
+            do throws(Errno) { try slots.synchronizeDirtyPages() } catch { fail("written pages: \(error)") }
+            usleep(2000)
+        }
+    }
+
     private func handle(_ exit: VCPUExit, of vcpu: VCPU) {
         switch exit {
         case .interrupted: vcpu.immediateExit = false
         case .mmio(let access)
         where access.address >= HammerGuest.visitor && access.address < HammerGuest.visitor + 4096:
             visits.add(1)
+            if visits.value % 256 == 0 { changeMap() }
             space.transfer(at: access.address, isWrite: access.isWrite, data: access.data)
         case .mmio(let access):
             fail("vCPU \(vcpu.id): \(access.isWrite ? "write" : "read") of 0x\(String(access.address, radix: 16)) left")
         default:
             fail("vCPU \(vcpu.id): \(exit)")
+        }
+    }
+
+    /// A device that changes the memory map, on a vCPU's thread.
+    private func changeMap() {
+        lock.withLock {
+            do throws(Errno) { try codeRegion.setReadOnly(!codeRegion.isReadOnly) } catch { fail("a change: \(error)") }
         }
     }
 

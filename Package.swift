@@ -42,6 +42,10 @@ let package = Package(
             swiftSettings: execution),
         .target(name: "RCU", dependencies: ["Host"], swiftSettings: execution),
         .target(
+            name: "AddressSpace",
+            dependencies: ["Addressing", "RCU", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
+        .target(
             name: "VCPUTables",
             dependencies: ["Host", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
@@ -69,8 +73,8 @@ let package = Package(
         .target(
             name: "Machine",
             dependencies: [
-                "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
-                .product(name: "SystemPackage", package: "swift-system")
+                "AddressSpace", "Devices", "KVMInterface", "Addressing", "Host", "CHost", "CLZ4", "CLZMA", "CZlib",
+                "CZstd", .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: strict),
         .target(
@@ -113,8 +117,18 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: execution),
+        .testTarget(
+            name: "MachineMemoryTests",
+            dependencies: [
+                "Machine", "AddressSpace", "UserspaceKVM", "KVMInterface", "Host", "Addressing", "TestSupport",
+                .product(name: "SystemPackage", package: "swift-system")
+            ],
+            swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost", "TestSupport"], swiftSettings: execution),
+        .testTarget(
+            name: "AddressSpaceTests", dependencies: ["AddressSpace", "RCU", "Host", "Addressing", "TestSupport"],
+            swiftSettings: execution),
         .testTarget(
             name: "VCPUTablesTests",
             dependencies: ["VCPUTables", "VCPUTableDesigns", "RCU", "Host", "TestSupport"],

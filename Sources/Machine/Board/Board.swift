@@ -1,3 +1,4 @@
+import AddressSpace
 import Addressing
 import Devices
 import Host
@@ -14,8 +15,9 @@ final class Board {
     let serial: Serial16550
 
     private let events: BoardEvents
-    private let machine: VirtualMachine
     private let memory: BoardMemory
+    private let lock: MachineLock
+    private let slots: SlotListener
     private let processors: [ProcessorThread]
 
     /// How long vCPU threads may take to end.
@@ -28,12 +30,17 @@ final class Board {
         let guest = try Self.load(configuration, into: memory.ram)
         do {
             let machine = try Self.createMachine(system)
-            try memory.attach(to: machine)
+            let lock = MachineLock()
+            let blocker = try AccelBlocker(lock: lock)
+            let slots = SlotListener(machine, blocker: blocker)
+            try lock.withLock { () throws(Errno) in try memory.space.add(slots) }
             let devices = BoardDevices(ramRanges: memory.ram.regions.map(\.range), events: events, console: console) {
                 line in
                 { isAsserted in
                     do {
-                        try machine.irqLine(gsi: UInt32(line), level: isAsserted)
+                        try blocker.withMachineRequest { () throws(Errno) in
+                            try machine.irqLine(gsi: UInt32(line), level: isAsserted)
+                        }
                     } catch {
                         events.report(.hostFailure("interrupt line \(line) cannot be set: \(error)"))
                     }
@@ -46,9 +53,12 @@ final class Board {
                 let vcpu = try machine.createVCPU(id: id)
                 try vcpu.setCPUID(topology.leaves(leaves, for: id))
                 if id == 0 { try vcpu.enter(guest.state) }
-                processors.append(ProcessorThread(vcpu, bus: devices.bus, events: events))
+                let gate = lock.withLock { blocker.makeGate { vcpu.requestExit() } }
+                processors.append(
+                    ProcessorThread(vcpu, gate: gate, ports: devices.bus, memory: memory.space, events: events))
             }
-            self.machine = machine
+            self.lock = lock
+            self.slots = slots
             self.processors = processors
             serial = devices.serial
         } catch {
@@ -88,7 +98,10 @@ final class Board {
         for processor in processors {
             guard processor.waitForEnd(deadlineNanoseconds: deadline) else { return false }
         }
-        memory.detach(from: machine)
+        lock.withLock {
+            // What cannot be deleted stays with the machine, which nobody runs any more.
+            try? memory.space.remove(slots)
+        }
         return true
     }
 

@@ -74,6 +74,10 @@ final class ScriptedBackend: KVMBackend, @unchecked Sendable {
 
     func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer { find(vcpu).area }
 
+    func mapDirtyRing(_ vcpu: KVMDescriptor, byteCount: Int) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        throw .invalidArgument
+    }
+
     func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) {}
 
     func kick(_ vcpu: KVMDescriptor) {

@@ -1,6 +1,7 @@
 import AddressSpace
 import Addressing
 import Devices
+import Glibc
 import Host
 import KVMInterface
 import SystemPackage
@@ -15,6 +16,7 @@ final class Board {
     let serial: Serial16550
 
     private let events: BoardEvents
+    private let machine: VirtualMachine
     private let memory: BoardMemory
     private let lock: MachineLock
     private let slots: SlotListener
@@ -57,6 +59,7 @@ final class Board {
                 processors.append(
                     ProcessorThread(vcpu, gate: gate, ports: devices.bus, memory: memory.space, events: events))
             }
+            self.machine = machine
             self.lock = lock
             self.slots = slots
             self.processors = processors
@@ -73,6 +76,16 @@ final class Board {
 
     /// What ended the run, if something has.
     var event: BoardEvents.Event? { events.event }
+
+    /// Makes what tells about the board; may be called by any thread while the board is there.
+    func inspector(kernel: String) -> @Sendable () -> BoardInspection {
+        let kernel = loadedGuest.kernelVersion ?? kernel
+        return { [machine, space = memory.space] in
+            BoardInspection(
+                process: getpid(), kernel: kernel, flatView: space.view.ranges.map(BoardInspection.Range.init),
+                core: machine.inspect())
+        }
+    }
 
     /// Starts all processors.
     func start() throws(MachineError) {

@@ -67,7 +67,8 @@ struct Backend {
             return Backend(system: try KVMSystem(backend: UserspaceKVM()), reason: "user space: \(reason)")
         } catch Errno.operationNotSupportedByDevice {
             throw CommandFailure.hostFailure(
-                "this host's processor lacks AVX2 or BMI2, which translated code needs, and \(reason); see 'martlet doctor'")
+                "this host's processor lacks AVX2 or BMI2, which translated code needs, and \(reason); see 'martlet doctor'"
+            )
         } catch {
             throw CommandFailure.hostFailure("the virtual machine core cannot be opened: \(error)")
         }
@@ -90,7 +91,8 @@ struct Backend {
         let rate = min(speed.kernelMode, speed.userMode ?? speed.kernelMode)
         let tenths = Int((rate * 10).rounded())
         let number = rate < 100 ? "\(tenths / 10).\(tenths % 10)" : "\(Int(rate.rounded()))"
-        return "\(speed.isNative ? "runs guest code" : "only emulates guest code") (\(number) million instructions a second)"
+        return
+            "\(speed.isNative ? "runs guest code" : "only emulates guest code") (\(number) million instructions a second)"
     }
 }
 

@@ -6,7 +6,8 @@ import SystemPackage
 struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor",
-        abstract: "Print what this machine offers: processor features, packages, what /dev/kvm is worth, default guests.",
+        abstract:
+            "Print what this machine offers: processor features, packages, what /dev/kvm is worth, default guests.",
         discussion: "Exit status: 0 if guests can run here, 1 if something that is required is missing.")
 
     func run() throws {

@@ -20,6 +20,12 @@ public final class AccelerationProbe: Sendable {
         /// The same loop outside a guest.
         public var native: Double
 
+        public init(kernelMode: Double, userMode: Double?, native: Double) {
+            self.kernelMode = kernelMode
+            self.userMode = userMode
+            self.native = native
+        }
+
         /// Whether guests run on the processor, and not in an interpreter.
         public var isNative: Bool { min(kernelMode, userMode ?? kernelMode) >= native * AccelerationProbe.nativeShare }
     }

@@ -29,9 +29,8 @@ command -v qemu-system-x86_64 >/dev/null || skip "there is no qemu-system-x86_64
 "$SWIFT" build -c "$CONFIGURATION" --product martlet >&2
 programs=("$PRODUCT")
 if [[ "$what" == tests ]]; then
-    MARTLET_CORE_TESTS=KernelKVMTests "$SWIFT" build -c "$CONFIGURATION" --build-tests \
-        --scratch-path .build/oracle >&2
-    programs+=(".build/oracle/$CONFIGURATION/martletPackageTests.xctest")
+    MARTLET_CORE_TESTS=KernelKVMTests "$SWIFT" build -c "$CONFIGURATION" --build-tests >&2
+    programs+=(".build/$CONFIGURATION/martletPackageTests.xctest")
 fi
 "$PRODUCT" guest build >&2
 "$PRODUCT" guest build --flavour standard >&2
@@ -147,6 +146,7 @@ if [[ "$what" == tests ]]; then
 else
     expect "--accel kernel" '^martlet: accel: kernel: '
     expect "a guest on the kernel's KVM" '^oracle: kernel: status 0$'
+    expect "what it prints" '^Linux martlet '
     expect "two processors" '^oracle: kernel-smp: status 0$'
     expect "two processors" '^martlet.status=0$'
     expect "its choice" '^martlet: accel: (kernel|user space): '

@@ -57,8 +57,14 @@ public final class AccelerationProbe: Sendable {
     private let system: KVMSystem
     private let isThorough: Bool
     private let state = Mutex(State())
-    /// 1 once there is a verdict.
-    private let hasEnded = FutexWord()
+    /// One of ``Stage``'s numbers; slept on by who waits for the verdict.
+    private let stage = FutexWord()
+
+    private enum Stage {
+        static let making: UInt32 = 0
+        static let running: UInt32 = 1
+        static let ended: UInt32 = 2
+    }
 
     private struct State {
         var verdict: Verdict?
@@ -75,8 +81,9 @@ public final class AccelerationProbe: Sendable {
     ///
     /// - Parameters:
     ///   - isThorough: looks for faults also where kernel mode has already turned out to be slow.
-    ///   - timeLimitNanoseconds: how long the guest may take; what is not done by then does not work. Nothing makes this
-    ///     call take longer by more than a moment.
+    ///   - timeLimitNanoseconds: how long the guest may take; what is not done by then does not work. To make it, the
+    ///     kernel gets ten times as long: the first machine after the host's start may take a while. Nothing makes this
+    ///     call take longer than both.
     public static func run(
         on system: KVMSystem, isThorough: Bool = true, timeLimitNanoseconds: UInt64 = 100_000_000
     ) -> Verdict {
@@ -86,7 +93,7 @@ public final class AccelerationProbe: Sendable {
     }
 
     private func waitForVerdict(_ timeLimitNanoseconds: UInt64) -> Verdict {
-        let deadline = MonotonicClock.nanoseconds() + timeLimitNanoseconds
+        let start = MonotonicClock.nanoseconds()
         do {
             // Detached: the end of the machine takes time that nobody has to wait for, and a thread that the kernel does
             // not give back is left behind.
@@ -94,17 +101,29 @@ public final class AccelerationProbe: Sendable {
         } catch {
             return .unusable("cannot be tried: the host has no thread for that (\(error))")
         }
-        // ORDERING: acquire pairs with the release in `work`.
-        while hasEnded.atomic.pointee.load(ordering: .acquiring) == 0 {
-            if hasEnded.wait(while: 0, deadlineNanoseconds: deadline) == .timedOut { break }
-        }
+        wait(while: Stage.making, deadlineNanoseconds: start + 10 * timeLimitNanoseconds)
+        wait(while: Stage.running, deadlineNanoseconds: MonotonicClock.nanoseconds() + timeLimitNanoseconds)
         let (verdict, vcpu) = state.withLock { state in
             state.isGivenUp = true
             return (state.verdict, state.vcpu)
         }
         if let verdict { return verdict }
-        vcpu?.requestExit()
+        guard let vcpu else { return .unusable("did not make a machine within \(timeLimitNanoseconds / 100_000) ms") }
+        vcpu.requestExit()
         return .unusable("did not run a guest of a few instructions within \(timeLimitNanoseconds / 1_000_000) ms")
+    }
+
+    private func wait(while value: UInt32, deadlineNanoseconds: UInt64) {
+        // ORDERING: acquire pairs with the release in `enter`.
+        while stage.atomic.pointee.load(ordering: .acquiring) == value {
+            if stage.wait(while: value, deadlineNanoseconds: deadlineNanoseconds) == .timedOut { return }
+        }
+    }
+
+    private func enter(_ value: UInt32) {
+        // ORDERING: release pairs with the acquire in `wait`.
+        stage.atomic.pointee.store(value, ordering: .releasing)
+        stage.wake()
     }
 
     // MARK: The guest's thread
@@ -122,6 +141,7 @@ public final class AccelerationProbe: Sendable {
             return state.isGivenUp
         }
         if isGivenUp { return }
+        enter(Stage.running)
         do {
             end(.works(try measure(guest)))
         } catch {
@@ -133,9 +153,7 @@ public final class AccelerationProbe: Sendable {
 
     private func end(_ verdict: Verdict) {
         state.withLock { $0.verdict = verdict }
-        // ORDERING: release pairs with the acquire in `waitForVerdict`.
-        hasEnded.atomic.pointee.store(1, ordering: .releasing)
-        hasEnded.wake()
+        enter(Stage.ended)
     }
 
     private func measure(_ guest: ProbeGuest) throws(ProbeGuest.Failure) -> Speed {

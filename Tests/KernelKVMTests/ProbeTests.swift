@@ -39,6 +39,7 @@ import UserspaceKVM
         (FaultyBackend.Fault.lacks(.tscDeadlineTimer), "KVM_CAP_TSC_DEADLINE_TIMER"),
         (.lacks(.irqChip), "lacks KVM_CAP_IRQCHIP"), (.refuses(.createVM), "refuses to make a machine"),
         (.refuses(.createVCPU), "refuses to make a machine"), (.refuses(.run), "refuses to run a guest"),
+        (.hangsWhenMade, "did not make a machine within 1000 ms"),
         (.hangs, "did not run a guest of a few instructions within 100 ms"), (.computesWrongly, "computes wrongly"),
         (
             .answersEmulationFailure,
@@ -49,7 +50,9 @@ import UserspaceKVM
     func faults(fault: FaultyBackend.Fault, reason: String) throws {
         let system = try KVMSystem(backend: FaultyBackend(fault))
         let verdict = withWatchdog {
-            AccelerationProbe.run(on: system, timeLimitNanoseconds: fault == .hangs ? 100_000_000 : 20_000_000_000)
+            AccelerationProbe.run(
+                on: system,
+                timeLimitNanoseconds: [.hangs, .hangsWhenMade].contains(fault) ? 100_000_000 : 20_000_000_000)
         }
         guard case .unusable(let text) = verdict else {
             Issue.record("\(verdict)")
@@ -89,6 +92,8 @@ final class FaultyBackend: KVMBackend {
         case refuses(KVMRequest)
         /// `KVM_RUN` does not return before it is kicked.
         case hangs
+        /// `KVM_CREATE_VM` takes longer than anybody waits for it.
+        case hangsWhenMade
         case computesWrongly
         case answersEmulationFailure
         case shutsDown
@@ -116,6 +121,8 @@ final class FaultyBackend: KVMBackend {
             guard known == .run, let area = runArea else { break }
             while !area.immediateExit { usleep(1000) }
             throw .interrupted
+        case .hangsWhenMade:
+            if known == .createVM { usleep(1_500_000) }
         case .computesWrongly:
             guard known == .run else { break }
             let result = try core.ioctl(descriptor, request, argument)

@@ -1,7 +1,6 @@
 import CHost
 import Host
 import KVMInterface
-import Synchronization
 import SystemPackage
 
 /// Finds out what a KVM is good for, by running a tiny guest on it.
@@ -11,7 +10,9 @@ import SystemPackage
 /// loop, so that it also holds in a virtual machine and on a slow one.
 ///
 /// > Concurrency: any thread; the guest runs on a thread of its own.
-public final class AccelerationProbe: Sendable {
+public final class AccelerationProbe: @unchecked Sendable {
+    // SAFETY: `@unchecked Sendable`: `state` is guarded by `lock`.
+
     /// How fast the guest's loop runs, in millions of instructions a second.
     public struct Speed: Equatable, Sendable {
         public var kernelMode: Double
@@ -56,7 +57,8 @@ public final class AccelerationProbe: Sendable {
 
     private let system: KVMSystem
     private let isThorough: Bool
-    private let state = Mutex(State())
+    private let lock = FutexLock()
+    private var state = State()
     /// One of ``Stage``'s numbers; slept on by who waits for the verdict.
     private let stage = FutexWord()
 
@@ -103,7 +105,7 @@ public final class AccelerationProbe: Sendable {
         }
         wait(while: Stage.making, deadlineNanoseconds: start + 10 * timeLimitNanoseconds)
         wait(while: Stage.running, deadlineNanoseconds: MonotonicClock.nanoseconds() + timeLimitNanoseconds)
-        let (verdict, vcpu) = state.withLock { state in
+        let (verdict, vcpu) = lock.withLock {
             state.isGivenUp = true
             return (state.verdict, state.vcpu)
         }
@@ -136,7 +138,7 @@ public final class AccelerationProbe: Sendable {
             end(.unusable("refuses to make a machine (\(error))"))
             return
         }
-        let isGivenUp = state.withLock { state in
+        let isGivenUp = lock.withLock {
             state.vcpu = guest.vcpu
             return state.isGivenUp
         }
@@ -148,11 +150,11 @@ public final class AccelerationProbe: Sendable {
             end(.unusable(error.reason))
         }
         // The vCPU ends with the guest, which is before the guest's memory does.
-        state.withLock { $0.vcpu = nil }
+        lock.withLock { state.vcpu = nil }
     }
 
     private func end(_ verdict: Verdict) {
-        state.withLock { $0.verdict = verdict }
+        lock.withLock { state.verdict = verdict }
         enter(Stage.ended)
     }
 

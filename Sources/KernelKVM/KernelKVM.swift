@@ -13,13 +13,16 @@ import SystemPackage
 ///
 /// > Concurrency: as `KVMBackend`.
 /// > Source: Documentation/virt/kvm/api.rst.
-public final class KernelKVM: KVMBackend {
+public final class KernelKVM: KVMBackend, @unchecked Sendable {
+    // SAFETY: `@unchecked Sendable`: `mappings` is guarded by `mappingLock`.
+
     private let path: String
     private let objects = KernelObjects()
     /// The size of run areas in bytes; 0 before the system is opened.
     private let runAreaByteCount = Atomic<Int>(0)
     /// The byte counts of the run areas that are mapped, by their addresses.
-    private let mappings = Mutex<[UInt: Int]>([:])
+    private var mappings: [UInt: Int] = [:]
+    private let mappingLock = FutexLock()
 
     /// - Parameter path: the device.
     public init(path: String = "/dev/kvm") { self.path = path }
@@ -57,15 +60,14 @@ public final class KernelKVM: KVMBackend {
         let object = try objects.object(vcpu)
         let byteCount = runAreaByteCount.load(ordering: .relaxed)
         let area = try object.map(byteCount: byteCount)
-        mappings.withLock { $0[UInt(bitPattern: area)] = byteCount }
+        mappingLock.withLock { mappings[UInt(bitPattern: area)] = byteCount }
         return UnsafeMutableRawBufferPointer(start: area, count: byteCount)
     }
 
     /// Does nothing for memory that ``mapRunArea(_:)`` did not return, or that was unmapped before.
     public func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) {
-        guard let byteCount = mappings.withLock({ $0.removeValue(forKey: UInt(bitPattern: area.baseAddress)) }) else {
-            return
-        }
+        let address = UInt(bitPattern: area.baseAddress)
+        guard let byteCount = mappingLock.withLock({ mappings.removeValue(forKey: address) }) else { return }
         // SAFETY: `mapRunArea` mapped it, and the entry that was removed is the right to unmap it, once.
         munmap(area.baseAddress, byteCount)
     }

@@ -14,8 +14,9 @@ import UserspaceKVM
     private func check(_ cases: [ErrnoCase], _ core: Core) throws {
         let fixture = try ErrnoFixture(core.make())
         for one in cases {
-            #expect(
-                one.body(fixture) == (core == .kernel ? one.expectedOfKernel : one.expected), "\(core): \(one.name)")
+            let result = one.body(fixture)
+            if core == .kernel, result == one.alternative { continue }
+            #expect(result == one.expected, "\(core): \(one.name)")
         }
     }
 

@@ -14,6 +14,15 @@ enum KernelDevice {
         guard let system = try? KVMSystem(backend: KernelKVM()) else { return false }
         return (try? system.createVM()) != nil
     }()
+    /// Runs guests on the processor.
+    static let isNative: Bool = {
+        guard isUsable, let system = try? KVMSystem(backend: KernelKVM()),
+            case .works(let speed) = AccelerationProbe.run(on: system, timeLimitNanoseconds: 2_000_000_000)
+        else { return false }
+        return speed.isNative
+    }()
+    static let notNative =
+        "needs a /dev/kvm that runs guests on the processor; this one, if there is one, only emulates"
     static let missing = "needs a /dev/kvm that opens and makes machines"
 }
 

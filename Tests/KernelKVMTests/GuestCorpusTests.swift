@@ -5,12 +5,16 @@ import Testing
 
 /// Small guests, run on the kernel's KVM and in user space: the same exits in the same order, the same registers, the same
 /// memory.
-///
-/// Left out is what a KVM that only emulates kernel mode cannot run (vectors, INT3, MONITOR, MOVBE, INVPCID, CLAC, XGETBV,
-/// VMCALL, DAA, vectors beyond the limit of a real-mode IDT): that is compared with QEMU by other tests.
 @Suite(.serialized, .enabled(if: KernelDevice.isUsable, Comment(rawValue: KernelDevice.missing)))
 struct GuestCorpusTests {
-    @Test(arguments: Guest.all) func sameOnBoth(guest: Guest) throws {
+    @Test(arguments: Guest.all) func sameOnBoth(guest: Guest) throws { try compare(guest) }
+
+    /// Vectors, breakpoints, extended state and user mode.
+    @Test(
+        .enabled(if: KernelDevice.isNative, Comment(rawValue: KernelDevice.notNative)), arguments: Guest.native)
+    func sameOnBothNatively(guest: Guest) throws { try compare(guest) }
+
+    private func compare(_ guest: Guest) throws {
         let user = try Account(of: guest, on: .user)
         let kernel = try Account(of: guest, on: .kernel)
         #expect(user.exits == kernel.exits)

@@ -1,6 +1,5 @@
 import Glibc
 import GuestMemory
-import RCU
 import Translator
 import X86
 
@@ -47,7 +46,7 @@ final class FuzzMachine: ProcessorPlatform {
         if let base = code.baseAddress {
             (ram + GuestImage.code + options.codeOffset).copyMemory(from: base, byteCount: room)
         }
-        let memory = GuestMemory(domain: RCUDomain())
+        let memory = GuestMemory()
         do {
             let regions: [(UInt32, UInt64, Int, UnsafeMutableRawPointer)] = [
                 (0, 0, GuestImage.byteCount, ram), (2, GuestImage.readOnlyPage, 4096, Self.host.readOnly)
@@ -59,6 +58,7 @@ final class FuzzMachine: ProcessorPlatform {
                 try memory.setUserMemoryRegion(region) { _ in }
             }
             storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 1 << 20), platform: self)
+            storage?.prepare()
         } catch {
             fatalError("no machine: \(error)")
         }

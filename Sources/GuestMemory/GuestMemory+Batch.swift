@@ -27,9 +27,9 @@ extension GuestMemory {
     /// The outcome is that of the requests one after the other: a request may name a slot that one before it created, and
     /// use frames that one before it left.
     ///
-    /// - Parameter prepare: the last chance to refuse, called once with the changes that the requests mean (none for a
-    ///   request that changes nothing), if there are any.
-    /// - Parameter flush: called once, with the same, after the switch, if it removed or replaced a slot. Must return only
+    /// - Parameter prepare: the last chance to refuse, called once with what each request changes (nil for nothing), if
+    ///   any changes something.
+    /// - Parameter flush: called once, with the changes, after the switch, if it removed or replaced a slot. Must return only
     ///   when no vCPU can use a translation of an old slot any more.
     /// - Returns: for each request the bitmap of the slot as it was before, with one bit a page, if the request changed the
     ///   slot and it was logged; else nil. A slot that is still logged afterwards starts with a clean bitmap.
@@ -40,7 +40,7 @@ extension GuestMemory {
     /// > Concurrency: as for `setUserMemoryRegion`.
     public func setUserMemoryRegions(
         _ regions: [UserMemoryRegion],
-        prepare: ([MemorySlotChange]) throws(Errno) -> Void = { _ in },
+        prepare: ([MemorySlotChange?]) throws(Errno) -> Void = { _ in },
         flush: ([MemorySlotChange]) -> Void
     ) throws(Errno) -> [[UInt64]?] {
         var requests: [MemorySlotDescription] = []
@@ -67,15 +67,15 @@ extension GuestMemory {
     ///
     /// - Returns: one edit for each request; nil if it changes nothing.
     private func stage(
-        _ requests: [MemorySlotDescription], _ prepare: ([MemorySlotChange]) throws(Errno) -> Void
+        _ requests: [MemorySlotDescription], _ prepare: ([MemorySlotChange?]) throws(Errno) -> Void
     ) throws(Errno) -> [Edit?] {
         let pageCount = totalPageCount
         var edits: [Edit?] = []
         edits.reserveCapacity(requests.count)
         do throws(Errno) {
             for request in requests { edits.append(try stage(request)) }
-            let changes = edits.compactMap { $0?.change }
-            if !changes.isEmpty { try prepare(changes) }
+            let changes = edits.map { $0?.change }
+            if changes.contains(where: { $0 != nil }) { try prepare(changes) }
         } catch {
             let inactive = spaces[Int(requests[0].addressSpace)].inactive
             for case let edit? in edits.reversed() {

@@ -22,7 +22,7 @@ extension GuestMemory {
     ///   address or read-only flag. `Errno.fileExists` if the frames overlap those of another slot. `Errno.noMemory`. What
     ///   `prepare` throws.
     /// - Complexity: logarithmic in the number of slots, O(1) for a change of flags, and one or two grace periods.
-    /// > Concurrency: takes the slots lock. The caller is not an on-line reader of the domain (`RCUReader.whileOffline`).
+    /// > Concurrency: takes the slots lock. The caller is not inside a read section.
     /// > Source: Linux, `__kvm_set_memory_region` and `kvm_set_memslot` (behaviour).
     public func setUserMemoryRegion(
         _ region: UserMemoryRegion,
@@ -237,6 +237,7 @@ extension GuestMemory {
         guard new.flags.contains(.logDirtyPages) else { return nil }
         if let old { return old }
         guard let bitmap = allocator.makeBitmap(pageCount: new.pageCount) else { throw .noMemory }
+        if logsStartSet.load(ordering: .relaxed) { MemorySlot.fill(bitmap, pageCount: new.pageCount) }
         return bitmap
     }
 

@@ -23,19 +23,22 @@ public final class GuestMemory: @unchecked Sendable {
     /// The number of frames that 52 bits of guest physical address give.
     public static let frameCount: UInt64 = 1 << 40
 
-    let domain: RCUDomain
+    /// Readers may block: on the fault of a host page, or on a lock.
+    public let domain = SRCUDomain()
     public let addressSpaceCount: Int
     let spaces: UnsafeMutablePointer<AddressSpaceSlots>
     let slotsLock = FutexLock()
     /// Under the slots lock.
     let allocator = MemorySlotAllocator()
+    /// Whether the pages of a slot count as written when logging begins (`KVM_DIRTY_LOG_INITIALLY_SET`): what there is to
+    /// clear is then cleared piece by piece, and nothing has to be protected at once.
+    public let logsStartSet = Atomic<Bool>(false)
     /// The pages of all slots. Under the slots lock.
     var totalPageCount: UInt64 = 0
 
     /// - Parameter initialGeneration: where the generation counters start; tests start near the wrap-around.
-    public init(domain: RCUDomain, addressSpaceCount: Int = 2, initialGeneration: UInt64 = 0) {
+    public init(addressSpaceCount: Int = 2, initialGeneration: UInt64 = 0) {
         precondition((1...255).contains(addressSpaceCount))
-        self.domain = domain
         self.addressSpaceCount = addressSpaceCount
         spaces = .allocate(capacity: addressSpaceCount)
         for number in 0..<addressSpaceCount {
@@ -57,6 +60,15 @@ public final class GuestMemory: @unchecked Sendable {
     }
 
     // MARK: Readers
+
+    /// Runs `body`, in which slots may be looked up and used.
+    @inlinable @inline(__always)
+    @available(*, noasync)
+    public func withReadSection<Result: ~Copyable, Failure: Error>(
+        _ body: () throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        try domain.withReadSection { (_) throws(Failure) in try body() }
+    }
 
     /// The slot that backs `frame`, or nil: then an access is a device's.
     ///
@@ -191,7 +203,7 @@ struct AddressSpaceSlots: ~Copyable {
     /// Makes the inactive set active and waits until no reader uses the other.
     ///
     /// - Parameter stride: what the generation advances by.
-    func swap(domain: RCUDomain, stride: UInt64) {
+    func swap(domain: SRCUDomain, stride: UInt64) {
         let old = generation.load(ordering: .relaxed)
         // ORDERING: release, before the set is published: who sees the new set sees that an update is in progress.
         generation.store(old | MemorySlotGeneration.updateInProgressBit, ordering: .releasing)

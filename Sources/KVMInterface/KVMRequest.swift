@@ -17,6 +17,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     // To a virtual machine.
     case createVCPU = 0x0000_AE41
     case getDirtyLog = 0x4010_AE42
+    case clearDirtyLog = 0xC018_AEC0
+    case resetDirtyRings = 0x0000_AEC7
     case setUserMemoryRegion = 0x4020_AE46
     case setTSSAddress = 0x0000_AE47
     case setIdentityMapAddress = 0x4008_AE48
@@ -36,6 +38,13 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setClock = 0x4030_AE7B
     case getClock = 0x8030_AE7C
     case enableCapability = 0x4068_AEA3
+
+    // To a virtual machine; Martlet's own.
+
+    /// Several changes of memory slots as one; see ``MemoryBatch``.
+    case setUserMemoryRegions = 0x4008_AEF0
+    /// Unplugs the virtual CPU whose id is the argument.
+    case parkVCPU = 0x0000_AEF1
 
     // To a virtual CPU.
     case run = 0x0000_AE80

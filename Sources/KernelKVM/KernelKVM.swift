@@ -20,7 +20,7 @@ public final class KernelKVM: KVMBackend, @unchecked Sendable {
     private let objects = KernelObjects()
     /// The size of run areas in bytes; 0 before the system is opened.
     private let runAreaByteCount = Atomic<Int>(0)
-    /// The byte counts of the run areas that are mapped, by their addresses.
+    /// The byte counts of what is mapped, by its address.
     private var mappings: [UInt: Int] = [:]
     private let mappingLock = FutexLock()
 
@@ -57,14 +57,25 @@ public final class KernelKVM: KVMBackend, @unchecked Sendable {
 
     /// - Throws: `EBADF` for a descriptor that is not this backend's, `ENODEV` for one that is no vCPU's; otherwise as `mmap`.
     public func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer {
-        let object = try objects.object(vcpu)
-        let byteCount = runAreaByteCount.load(ordering: .relaxed)
-        let area = try object.map(byteCount: byteCount)
+        try map(vcpu, offset: 0, byteCount: runAreaByteCount.load(ordering: .relaxed))
+    }
+
+    /// - Throws: as ``mapRunArea(_:)``; `EINVAL` if the vCPU has no ring, or one of another size.
+    public func mapDirtyRing(
+        _ vcpu: KVMDescriptor, byteCount: Int
+    ) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        try map(vcpu, offset: Int(KVM_DIRTY_LOG_PAGE_OFFSET) * 4096, byteCount: byteCount)
+    }
+
+    private func map(
+        _ vcpu: KVMDescriptor, offset: Int, byteCount: Int
+    ) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        let area = try objects.object(vcpu).map(offset: offset, byteCount: byteCount)
         mappingLock.withLock { mappings[UInt(bitPattern: area)] = byteCount }
         return UnsafeMutableRawBufferPointer(start: area, count: byteCount)
     }
 
-    /// Does nothing for memory that ``mapRunArea(_:)`` did not return, or that was unmapped before.
+    /// Does nothing for memory that this backend did not map, or that was unmapped before.
     public func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) {
         let address = UInt(bitPattern: area.baseAddress)
         guard let byteCount = mappingLock.withLock({ mappings.removeValue(forKey: address) }) else { return }

@@ -22,9 +22,9 @@ final class KernelObject: Sendable {
         try file.request(number, value: argument)
     }
 
-    /// Maps the file's first `byteCount` bytes, shared.
-    func map(byteCount: Int) throws(Errno) -> UnsafeMutableRawPointer {
-        let area = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, file.rawValue, 0)
+    /// Maps a part of the file, shared.
+    func map(offset: Int, byteCount: Int) throws(Errno) -> UnsafeMutableRawPointer {
+        let area = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, file.rawValue, offset)
         guard let area, area != MAP_FAILED else { throw Errno(rawValue: errno) }
         return area
     }

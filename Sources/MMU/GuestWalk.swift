@@ -11,10 +11,12 @@ import X86
 /// A paging-structure cache remembers, for each 2 MiB of linear addresses, the last-level table and the rights
 /// accumulated on the way to it, so that most walks read one entry.
 ///
-/// > Concurrency: belongs to one vCPU. The caller is inside a read section of the guest memory's RCU domain.
+/// > Concurrency: belongs to one vCPU. The caller is inside a read section of the guest memory.
 /// > Source: APM volume 2, sections 5.2–5.6; Intel SDM volume 3, sections 4.6 and 4.10.3.
 public final class GuestWalk {
     private let memory: GuestMemory
+    /// The slot in which a table was found last.
+    private var lastSlot = MemorySlotCache()
     private let cache: UnsafeMutablePointer<CachedTable>
     private static let cacheCount = 256
     /// Entries of other generations are empty.
@@ -71,6 +73,9 @@ public final class GuestWalk {
         public static var reserved: UInt32 { 1 << 3 }
         public static var fetch: UInt32 { 1 << 4 }
     }
+
+    /// Where pages are reported in which the walk sets accessed and dirty bits.
+    public var dirtyRing: DirtyRing?
 
     /// The number of physical address bits; higher ones are reserved in entries.
     public var physicalAddressBits: UInt64 = 48
@@ -328,7 +333,7 @@ public final class GuestWalk {
     /// The host address of the table page at guest physical `address`.
     private func table(at address: UInt64, _ context: PagingContext) -> UnsafeMutablePointer<UInt64>? {
         let frame = GuestFrameNumber(address >> 12)
-        guard let slot = memory.lookup(frame, addressSpace: 0) else { return nil }
+        guard let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) else { return nil }
         return slot.pointee.hostPointer(for: frame).assumingMemoryBound(to: UInt64.self)
     }
 
@@ -371,6 +376,8 @@ public final class GuestWalk {
 
     private func markDirty(_ address: UInt64) {
         let frame = GuestFrameNumber(address >> 12)
-        if let slot = memory.lookup(frame, addressSpace: 0) { slot.pointee.markDirty(frame: frame) }
+        if let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) {
+            slot.pointee.markDirty(frame: frame, ring: dirtyRing)
+        }
     }
 }

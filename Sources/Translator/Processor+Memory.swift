@@ -41,6 +41,16 @@ extension Processor {
         if let host = tlb.lookup(linear, tlbMode, kind) {
             return .memory(host, page: 0, isGuarded: false)
         }
+        return try memory.withReadSection { () throws(GuestFault) in try fill(linear, kind, tlbMode) }
+    }
+
+    /// Finds the page of `linear` in the guest's tables and the slots.
+    ///
+    /// What it returns outlives the read section: slots that change wait for every vCPU to leave guest code.
+    @inline(__always)
+    private func fill(
+        _ linear: UInt64, _ kind: SoftTLB.Kind, _ tlbMode: SoftTLB.Mode
+    ) throws(GuestFault) -> Target {
         let access = PageAccess(
             kind == .write ? .write : .read, isUser: tlbMode == .user,
             overridesAccessPrevention: tlbMode == .supervisorOverride)
@@ -50,7 +60,7 @@ extension Processor {
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
-        guard let slot = memory.lookup(frame, addressSpace: 0) else {
+        guard let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) else {
             return .device(translation.physical | linear & 0xFFF)
         }
         let page = slot.pointee.hostPointer(for: frame)
@@ -58,7 +68,7 @@ extension Processor {
         let isReadOnly = slot.pointee.flags.contains(.readOnly)
         if kind == .write {
             if isReadOnly { return .device(translation.physical | linear & 0xFFF) }
-            slot.pointee.markDirty(frame: frame)
+            slot.pointee.markDirty(frame: frame, ring: walk.dirtyRing)
             if cache.isMarked(frame.value) { return .memory(host, page: frame.value, isGuarded: true) }
             tlb.insert(
                 linear, tlbMode, .write, host: page, isGlobal: translation.isGlobal, pageShift: translation.pageShift)
@@ -320,6 +330,12 @@ extension Processor {
         let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
         missFault = nil
         followTranslatedCode()
+        if let ring = walk.dirtyRing, ring.isFull {
+            // Leaves the block: one more instruction, and the client is asked to make room.
+            raiseAttention()
+            setRIP(fromOffset: descriptor.offset)
+            return 1
+        }
         do throws(GuestFault) {
             let address = try normalized(linear)
             if Int(address & 0xFFF) + descriptor.byteCount <= 4096,

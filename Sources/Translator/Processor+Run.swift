@@ -7,12 +7,16 @@ import X86
 
 /// The dispatcher: finds blocks, enters them, and does what they could not.
 extension Processor {
+    /// Makes the processor ready to access memory, as `run()` does: one that never runs keeps no memory for that.
+    public func prepare() { tlb.prepare() }
+
     /// Runs guest code until something needs the caller. Delivers `system.pendingEvent` first, if there is one.
     public func run() -> RunResult {
         withGuestControl { dispatch() }
     }
 
     private func dispatch() -> RunResult {
+        prepare()
         followCacheResets()
         foundCode = 0
         mirrorTimeStamp()
@@ -151,7 +155,10 @@ extension Processor {
     func fetchPhysical(_ linear: UInt64) throws(GuestFault) -> UInt64 {
         let isUser = system.cpl == 3
         if let page = tlb.lookupFetch(linear, isUser: isUser) { return page | linear & 0xFFF }
-        switch walk.translate(linear, PageAccess(.execute, isUser: isUser), pagingContext) {
+        let result = memory.withReadSection {
+            walk.translate(linear, PageAccess(.execute, isUser: isUser), pagingContext)
+        }
+        switch result {
         case .translated(let translation):
             tlb.insertFetch(linear, isUser: isUser, translation: translation)
             return translation.physical | linear & 0xFFF
@@ -239,7 +246,9 @@ extension Processor {
 
     private func hostPage(_ page: UInt64) -> UnsafeMutableRawPointer? {
         let frame = GuestFrameNumber(page)
-        return memory.lookup(frame, addressSpace: 0)?.pointee.hostPointer(for: frame)
+        return memory.withReadSection {
+            memory.lookup(frame, addressSpace: 0, cache: &lastSlot)?.pointee.hostPointer(for: frame)
+        }
     }
 
     /// Decodes from `offset` until the block ends. The second result tells that the next instruction runs into the next

@@ -8,14 +8,20 @@ import X86
 
 /// One x86-64 processor: its state, its view of memory, and the means to run guest code.
 ///
-/// > Concurrency: confined to the thread inside `KVM_RUN`, except where a member says otherwise. That thread is inside a
-/// read section of the guest memory's RCU domain while it calls in here.
+/// > Concurrency: confined to the thread inside `KVM_RUN`, except where a member says otherwise.
 public final class Processor {
     public let state: CPUState
     public var system = SystemRegisters()
     public unowned(unsafe) let platform: any ProcessorPlatform
 
     let memory: GuestMemory
+    /// The slot that was used last.
+    var lastSlot = MemorySlotCache()
+    /// Where written pages are reported, if the client reads rings; fixed before the processor runs.
+    public var dirtyRing: DirtyRing? {
+        get { walk.dirtyRing }
+        set { walk.dirtyRing = newValue }
+    }
     let walk: GuestWalk
     let tlb: SoftTLB
     let cache: TranslationCache

@@ -197,13 +197,26 @@ public final class TranslationCache: @unchecked Sendable {
         for index in page.blocks { blocks.pointer(at: Int(index)).pointee.invalidate() }
     }
 
-    /// Drops the blocks of `page` if there are any. Returns whether there were.
-    func drop(_ page: UInt64) -> Bool {
+    /// Drops the blocks of a range of pages.
+    ///
+    /// - Returns: whether there were any, so that every processor has to drop its jump cache.
+    /// - Complexity: linear in the number of pages of the range or of those with code, whichever is less.
+    public func drop(_ range: Range<UInt64>) -> Bool {
         lock.lock()
         defer { lock.unlock() }
-        guard let entry = pages.removeValue(forKey: page) else { return false }
-        dropLocked(entry)
-        return true
+        guard !pages.isEmpty else { return false }
+        var hasDropped = false
+        func drop(_ page: UInt64) {
+            guard let entry = pages.removeValue(forKey: page) else { return }
+            dropLocked(entry)
+            hasDropped = hasDropped || !entry.blocks.isEmpty
+        }
+        if range.count < pages.count {
+            for page in range { drop(page) }
+        } else {
+            for page in pages.keys.filter(range.contains) { drop(page) }
+        }
+        return hasDropped
     }
 
     // MARK: Translation

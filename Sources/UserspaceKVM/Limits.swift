@@ -5,6 +5,8 @@ public enum Limits {
     /// The first vCPU id that is too large; ids are APIC ids and may be sparse.
     public static let vcpuID = 16384
     public static let userMemorySlotCount = 32764
+    /// Changes of one batch: enough to replace every slot.
+    public static let memoryBatchCount = 2 * userMemorySlotCount
     /// Entries of one `KVM_SET_CPUID2`.
     public static let cpuidEntryCount = 256
     /// Registers of one `KVM_GET_MSRS` or `KVM_SET_MSRS`.

@@ -1,4 +1,5 @@
 import CHost
+import GuestMemory
 import Host
 import Interrupts
 import KVMInterface
@@ -21,7 +22,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     let index: Int
     unowned(unsafe) let vm: UserspaceVM
     let runArea: RunArea
-    private let runMemory: UnsafeMutableRawPointer
+    private let runMemory: MemoryMapping
 
     /// Held during every request to this vCPU, also during `KVM_RUN`.
     let lock = FutexLock()
@@ -33,8 +34,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     private(set) var timerSlot: TimerSlot!
     /// Lets the owner look for signals that its thread blocks.
     private(set) var signalCheckSlot: TimerSlot!
-    /// Takes part in grace periods of guest memory and translated code while inside guest code.
-    private var memoryReader: MemoryReader!
+    /// Takes part in grace periods of shadow pages while inside guest code.
+    private var shadowReader: ShadowReader!
 
     /// Events that others raise; see ``VCPUSignals``.
     let signals = Atomic<UInt32>(0)
@@ -54,6 +55,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var signalMask: UInt64?
     /// A handler of the client has run during this `KVM_RUN`. Written by the owner's thread, also in a signal handler.
     let tookHostSignal = Atomic<Bool>(false)
+    /// It was unplugged: no request reaches it, so it must not run.
+    var isParked = false
     /// `KVM_RUN` got past its first checks once; CPUID is fixed from then on.
     var hasRun = false
     /// A hypercall of another vCPU ended HLT.
@@ -68,14 +71,17 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         self.id = id
         self.index = index
         self.vm = vm
-        runMemory = .allocate(byteCount: Limits.runAreaByteCount, alignment: 4096)
-        runMemory.initializeMemory(as: UInt8.self, repeating: 0, count: Limits.runAreaByteCount)
-        runArea = RunArea(UnsafeMutableRawBufferPointer(start: runMemory, count: Limits.runAreaByteCount))
+        runMemory = try MemoryMapping.anonymous(byteCount: Limits.runAreaByteCount)
+        runArea = RunArea(
+            UnsafeMutableRawBufferPointer(start: runMemory.baseAddress, count: Limits.runAreaByteCount))
         clientAPICBase =
             APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
-        memoryReader = MemoryReader(vm.domain, processor)
+        if vm.hasDirtyRings {
+            processor.dirtyRing = try DirtyRing(byteCount: vm.dirtyRingByteCount.load(ordering: .relaxed))
+        }
+        shadowReader = ShadowReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in signal(.timer) }
         if vm.router != nil {
             apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self)
@@ -87,7 +93,13 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         vm.timers.add(signalCheckSlot)
     }
 
-    deinit { runMemory.deallocate() }
+    /// Runs `body` as the owner.
+    /// - Throws: `EBUSY` if there is an owner, and what `body` throws.
+    func withIdleOwner(_ body: () throws(Errno) -> Void) throws(Errno) {
+        guard lock.tryLock() else { throw .resourceBusy }
+        defer { lock.unlock() }
+        try body()
+    }
 
     /// The current moment on the clocks that interrupt hardware counts by.
     var now: GuestTime {
@@ -117,9 +129,9 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     }
 }
 
-/// A vCPU as a reader of guest memory. A writer that has to wait for it raises the processor's attention, so that it leaves
+/// A vCPU as a reader of shadow pages. A writer that has to wait for it raises the processor's attention, so that it leaves
 /// guest code, which is a quiescent state.
-private final class MemoryReader {
+private final class ShadowReader {
     let reader: RCUReader
 
     /// - Parameter processor: outlives the reader.
@@ -148,8 +160,8 @@ struct VCPUSignals: OptionSet, Sendable {
 extension UserspaceVCPU: RequestTarget {
     func raiseAttention() { processor.raiseAttention() }
     func perform(_ requests: ProcessorRequests) { processor.perform(requests) }
-    func didEnter() { memoryReader.reader.online() }
-    func willLeave() { memoryReader.reader.offline() }
+    func didEnter() { shadowReader.reader.online() }
+    func willLeave() { shadowReader.reader.offline() }
 }
 
 extension UserspaceVCPU: LocalAPICHost {

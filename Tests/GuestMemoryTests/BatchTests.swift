@@ -2,13 +2,12 @@ import Addressing
 import Glibc
 import GuestMemory
 import Host
-import RCU
 import SystemPackage
 import TestSupport
 import Testing
 
 @Suite struct BatchTests {
-    let memory = GuestMemory(domain: RCUDomain())
+    let memory = GuestMemory()
 
     @discardableResult
     private func set(_ regions: UserMemoryRegion...) throws(Errno) -> [[UInt64]?] {
@@ -206,8 +205,7 @@ import Testing
             init(_ count: Int) { written = (0..<count).map { _ in Counter() } }
         }
         let guest = Guest(pages)
-        let domain = RCUDomain()
-        let memory = GuestMemory(domain: domain, initialGeneration: (1 << 63) - 100)
+        let memory = GuestMemory(initialGeneration: (1 << 63) - 100)
         let host: UInt64 = 1 << 30
         func region(_ slot: UInt32, _ pages: Range<Int>) -> UserMemoryRegion {
             UserMemoryRegion(
@@ -222,13 +220,11 @@ import Testing
             try HostThread(name: "guest") {
                 var random = SeededGenerator(seed: seed &+ UInt64(number))
                 var cache = MemorySlotCache()
-                let reader = RCUReader(domain)
-                reader.online()
                 while !isOver.isSet {
                     for _ in 0..<200 {
                         let frame = GuestFrameNumber(random.next() % UInt64(pages))
                         let isCached = random.oneIn(2)
-                        reader.withReadSection {
+                        memory.withReadSection {
                             let slot =
                                 isCached
                                 ? memory.lookup(frame, addressSpace: 0, cache: &cache)
@@ -242,11 +238,9 @@ import Testing
                                 guest.missed.add(1)
                             }
                         }
-                        reader.quiescentState()
                     }
-                    reader.whileOffline { _ = usleep(100) }
+                    usleep(100)
                 }
-                reader.offline()
                 guest.running.add(-1)
             }
         }
@@ -277,7 +271,7 @@ import Testing
             }
             let deletions = old.map { UserMemoryRegion($0.slot, frame: 0, pages: 0) }
             let creations = new.map { region($0.slot, $0.pages) }
-            let bitmaps = try memory.setUserMemoryRegions(deletions + creations) { _ in domain.synchronize() }
+            let bitmaps = try memory.setUserMemoryRegions(deletions + creations) { _ in memory.domain.synchronize() }
             for (part, bitmap) in zip(old, bitmaps) { copy(try #require(bitmap), from: part.pages.lowerBound) }
             parts.replaceSubrange(first..<first + count, with: new)
             batches += 1
@@ -286,7 +280,7 @@ import Testing
         isOver.set()
         threads.forEach { $0.join() }
         for part in parts {
-            let bitmap = try memory.getDirtyLog(slot: part.slot) { _ in domain.synchronize() }
+            let bitmap = try memory.getDirtyLog(slot: part.slot) { _ in memory.domain.synchronize() }
             copy(bitmap, from: part.pages.lowerBound)
         }
         #expect(guest.missed.value == 0)

@@ -1,14 +1,13 @@
 import Addressing
 import GuestMemory
 import Host
-import RCU
 import Synchronization
 import SystemPackage
 import TestSupport
 import Testing
 
 @Suite struct DirtyLogTests {
-    let memory = GuestMemory(domain: RCUDomain())
+    let memory = GuestMemory()
 
     private func mark(_ frames: UInt64...) {
         for frame in frames {
@@ -98,25 +97,20 @@ import Testing
             init(_ count: Int) { written = (0..<count).map { _ in Counter() } }
         }
         let guest = Guest(pages)
-        let domain = RCUDomain()
-        let memory = GuestMemory(domain: domain)
+        let memory = GuestMemory()
         try memory.set(UserMemoryRegion(1, frame: 0, pages: UInt64(pages), flags: 1))
         guest.running.add(3)
         let threads = try (0..<3).map { number in
             try HostThread(name: "guest") {
                 var random = SeededGenerator(seed: seed &+ UInt64(number))
-                let reader = RCUReader(domain)
-                reader.online()
                 for _ in 0..<100_000 {
                     let frame = GuestFrameNumber(random.next() % UInt64(pages))
-                    reader.withReadSection {
+                    memory.withReadSection {
                         // Write first, then mark.
                         guest.written[Int(frame.value)].add(1)
                         memory.lookup(frame, addressSpace: 0)?.pointee.markDirty(frame: frame)
                     }
-                    reader.quiescentState()
                 }
-                reader.offline()
                 guest.running.add(-1)
             }
         }
@@ -125,7 +119,9 @@ import Testing
         var isLast = false
         repeat {
             isLast = guest.running.value == 0
-            for (index, word) in try memory.getDirtyLog(slot: 1, flush: { _ in domain.synchronize() }).enumerated() {
+            for (index, word) in try memory.getDirtyLog(slot: 1, flush: { _ in memory.domain.synchronize() })
+                .enumerated()
+            {
                 for bit in 0..<64 where word & 1 << bit != 0 {
                     copied[index * 64 + bit] = guest.written[index * 64 + bit].value
                 }

@@ -1,12 +1,11 @@
 import Addressing
 import GuestMemory
-import RCU
 import SystemPackage
 import Testing
 
 /// Changes that fail at each of their steps: nothing is changed, nothing leaks.
 @Suite struct FaultTests {
-    let memory = GuestMemory(domain: RCUDomain())
+    let memory = GuestMemory()
 
     static let changes: [(String, UserMemoryRegion)] = [
         ("create", UserMemoryRegion(2, frame: 0, pages: 1)),

@@ -1,11 +1,10 @@
 import Addressing
 import GuestMemory
-import RCU
 import TestSupport
 import Testing
 
 @Suite struct HostRangeTests {
-    let memory = GuestMemory(domain: RCUDomain())
+    let memory = GuestMemory()
 
     private func slots(_ range: Range<UInt>, addressSpace: Int = 0) -> [UInt16] {
         var ids: [UInt16] = []

@@ -1,11 +1,10 @@
 import Addressing
 import GuestMemory
-import RCU
 import SystemPackage
 import Testing
 
 @Suite struct SlotTests {
-    let memory = GuestMemory(domain: RCUDomain())
+    let memory = GuestMemory()
 
     @Test func aSlotBacksItsFramesOnly() throws {
         try memory.set(UserMemoryRegion(0, frame: 0, pages: 16, host: 0x10_0000))
@@ -181,7 +180,7 @@ import Testing
 
     @Test(arguments: [UInt64(0), (1 << 63) - 5, .max])
     func generationsChangeWithEveryCommit(initial: UInt64) throws {
-        let memory = GuestMemory(domain: RCUDomain(), initialGeneration: initial)
+        let memory = GuestMemory(initialGeneration: initial)
         var seen = Set([memory.generation(), memory.generation(addressSpace: 1)])
         #expect(seen.count == 2)
         let changes = [

@@ -2,7 +2,6 @@ import Addressing
 import Glibc
 import GuestMemory
 import Host
-import RCU
 import SystemPackage
 import TestSupport
 import Testing
@@ -45,16 +44,15 @@ extension MemorySlotDescription {
     /// A million steps take less than a minute: `MARTLET_STRESS_SECONDS=50`.
     @Test func randomChangesMatchTheModel() throws {
         let seed = runSeed("slots")
-        let domain = RCUDomain()
-        let memory = GuestMemory(domain: domain, initialGeneration: (1 << 63) - 1000)
-        let writer = try StressWriter(memory, domain, seed: seed)
+        let memory = GuestMemory(initialGeneration: (1 << 63) - 1000)
+        let writer = try StressWriter(memory, seed: seed)
 
         let isOver = Flag()
         let wrong = Counter()
         let lookups = Counter()
         let readers = try (0..<2).map { number in
             try HostThread(name: "reader") {
-                var reader = StressReader(memory, domain, seed: seed &+ UInt64(number) &+ 1)
+                var reader = StressReader(memory, seed: seed &+ UInt64(number) &+ 1)
                 reader.run(until: isOver, wrong, lookups)
             }
         }
@@ -74,8 +72,6 @@ extension MemorySlotDescription {
 /// Makes requests, and compares what comes of them with the model.
 private final class StressWriter {
     let memory: GuestMemory
-    let domain: RCUDomain
-    let reader: RCUReader
     var random: SeededGenerator
     var model = Model()
     private(set) var stepCount = 0
@@ -83,10 +79,8 @@ private final class StressWriter {
     /// The first difference.
     private(set) var failure: String?
 
-    init(_ memory: GuestMemory, _ domain: RCUDomain, seed: UInt64) throws {
+    init(_ memory: GuestMemory, seed: UInt64) throws {
         self.memory = memory
-        self.domain = domain
-        reader = RCUReader(domain)
         random = SeededGenerator(seed: seed)
         for region in [Layout.permanent, Layout.wanderer] {
             try memory.set(region)
@@ -190,14 +184,13 @@ private final class StressWriter {
             memory.forEachSlot(addressSpace: space) { slots.append($0.region) }
             check(slots == model.slots(addressSpace: space), "the slots are \(slots)")
         }
-        reader.online()
         for _ in 0..<8 {
             let frame = random.oneIn(8) ? 0 : random.next() % (Layout.frameCount + 80)
             let space = Int(random.next() % 2)
             let id = UInt16(random.next() % 24) * 3
             let start = random.next() % (9 << 20)
             let end = start + 1 + random.next() % (random.oneIn(2) ? 0x1000 : 0x10_0000)
-            reader.withReadSection {
+            memory.withReadSection {
                 let found = memory.lookup(GuestFrameNumber(frame), addressSpace: space)?.region
                 check(found == model.owner(of: frame, addressSpace: space), "frame \(frame) of \(space)")
                 let byID = memory.lookup(id: id, addressSpace: space)?.region
@@ -211,7 +204,6 @@ private final class StressWriter {
                 )
             }
         }
-        reader.offline()
     }
 
     // MARK: Requests
@@ -290,37 +282,31 @@ private final class StressWriter {
 /// Looks slots up all the time: each set that is found is whole.
 private struct StressReader {
     let memory: GuestMemory
-    let domain: RCUDomain
     var random: SeededGenerator
     var cache = MemorySlotCache()
     /// What was behind a frame while a generation lasted.
     var seen: (frame: GuestFrameNumber, generation: MemorySlotGeneration, slot: UserMemoryRegion?)?
 
-    init(_ memory: GuestMemory, _ domain: RCUDomain, seed: UInt64) {
+    init(_ memory: GuestMemory, seed: UInt64) {
         self.memory = memory
-        self.domain = domain
         random = SeededGenerator(seed: seed)
     }
 
     mutating func run(until isOver: Flag, _ wrong: Counter, _ lookups: Counter) {
-        let reader = RCUReader(domain)
-        reader.online()
         while !isOver.isSet {
             for _ in 0..<Int(1 + random.next() % 20) {
                 let isRight: Bool
                 switch random.next() % 16 {
-                case 0: isRight = reader.withReadSection { isSetWhole() }
-                case 1, 2: isRight = reader.withReadSection { isGenerationRight() }
-                default: isRight = reader.withReadSection { isFrameRight() }
+                case 0: isRight = memory.withReadSection { isSetWhole() }
+                case 1, 2: isRight = memory.withReadSection { isGenerationRight() }
+                default: isRight = memory.withReadSection { isFrameRight() }
                 }
                 if !isRight { wrong.add(1) }
                 lookups.add(1)
-                reader.quiescentState()
             }
             // Leaves the processor to the writer, which has to wait for readers that are put aside.
-            reader.whileOffline { _ = usleep(50) }
+            usleep(50)
         }
-        reader.offline()
     }
 
     private mutating func isFrameRight() -> Bool {

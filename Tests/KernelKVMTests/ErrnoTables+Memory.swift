@@ -99,6 +99,31 @@ extension ErrnoTables {
             ErrnoCase("log of an address space that is not there", .invalidArgument) {
                 $0.call($0.plain, .getDirtyLog, words: [9 << 16])
             },
+            ErrnoCase("log is cleared from page 5 on", .invalidArgument) {
+                $0.call($0.plain, .clearDirtyLog, words: [21, 1, 5, 0])
+            },
+            ErrnoCase("log is cleared beyond the slot", .invalidArgument) {
+                $0.call($0.plain, .clearDirtyLog, words: [21, 64, 64, 0])
+            },
+            ErrnoCase("log of no slot is cleared", .noSuchFileOrDirectory) {
+                $0.call($0.plain, .clearDirtyLog, words: [9, 1, 0, 0])
+            },
+            ErrnoCase("logs by hand with unknown flags", .invalidArgument) {
+                $0.call($0.plain, .enableCapability, words: [168, 0, 1 << 9])
+            },
+            ErrnoCase("rings that are not there are reset", .invalidArgument) { $0.call($0.plain, .resetDirtyRings) },
+            ErrnoCase("rings after a vCPU", .invalidArgument) {
+                $0.call($0.plain, .enableCapability, words: [192, 0, 0x10000])
+            },
+            ErrnoCase("rings of no size", .invalidArgument) {
+                $0.call($0.empty, .enableCapability, words: [192, 0, 0])
+            },
+            ErrnoCase("rings of 3 pages", .invalidArgument) {
+                $0.call($0.empty, .enableCapability, words: [192, 0, 0x3000])
+            },
+            ErrnoCase("rings that are too large", .argListTooLong) {
+                $0.call($0.empty, .enableCapability, words: [192, 0, 1 << 30])
+            },
             ErrnoCase("deletion elsewhere", 0) {
                 $0.call($0.plain, .setUserMemoryRegion, words: $0.region(21, 0, 0x7000_0000, 0))
             },

@@ -98,7 +98,7 @@ private struct RequestKinds {
         case .getAPIVersion, .createVM, .getMSRIndexList, .getVCPUMapSize, .getSupportedCPUID, .getEmulatedCPUID,
             .getMSRFeatureIndexList:
             system = true
-        case .setIdentityMapAddress: machine = true
+        case .setIdentityMapAddress, .resetDirtyRings, .parkVCPU, .setUserMemoryRegions: machine = true
         case _ where PointerRequest.all.contains { $0.request == request && $0.descriptor == \.full }: machine = true
         case .createVCPU, .setTSSAddress, .createIRQChip, .createPIT, .setBootCPUID: machine = true
         default: vcpu = true
@@ -128,7 +128,8 @@ private struct PointerRequest {
         .init(\.system, .getMSRFeatureIndexList, beginning: [4096]),
         .init(\.system, .getSupportedCPUID, beginning: [256, 0]), .init(\.system, .getMSRs, beginning: [1, 0]),
         .init(\.full, .getDirtyLog, byteCount: 16), .init(\.full, .setUserMemoryRegion, byteCount: 32),
-        .init(\.empty, .setIdentityMapAddress, byteCount: 8), .init(\.full, .irqLine, byteCount: 8),
+        .init(\.full, .clearDirtyLog, byteCount: 24), .init(\.empty, .setIdentityMapAddress, byteCount: 8),
+        .init(\.full, .irqLine, byteCount: 8),
         .init(\.full, .irqLineStatus, byteCount: 8), .init(\.full, .getIRQChip, byteCount: 520),
         .init(\.full, .setIRQChip, byteCount: 520), .init(\.full, .createPIT2, byteCount: 64),
         .init(\.full, .getPIT2, byteCount: 112), .init(\.full, .setPIT2, byteCount: 112),

@@ -56,14 +56,17 @@ private func acceptFaultSignals() {
 }
 
 /// Descriptors that all threads use and close.
-private final class DescriptorPool: Sendable {
+private final class DescriptorPool: @unchecked Sendable {
+    // `descriptors` is guarded by `lock`, which the thread sanitizer sees, as it does not see Mutex.
+
     let backend: any KVMBackend
     let successCount = Counter()
     let runCount = Counter()
-    private let descriptors = Mutex<[KVMDescriptor]>([])
+    private var descriptors: [KVMDescriptor] = []
+    private let lock = FutexLock()
     private let inUse = Atomic<Bool>(true)
     /// Guest memory: `out 0x10,al ; jmp` to itself, where a vCPU that nobody has set up begins as well.
-    nonisolated(unsafe) let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 4096)
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 4096)
 
     private static let sizeLimit = 24
 
@@ -83,9 +86,9 @@ private final class DescriptorPool: Sendable {
     /// Takes a descriptor in; a full pool closes one for it.
     func add(_ descriptor: KVMDescriptor, _ random: inout SeededGenerator) {
         let number = Int(random.next() % UInt64(Self.sizeLimit))
-        let dropped = descriptors.withLock { all -> KVMDescriptor? in
-            all.append(descriptor)
-            return all.count > Self.sizeLimit ? all.remove(at: number) : nil
+        let dropped = lock.withLock { () -> KVMDescriptor? in
+            descriptors.append(descriptor)
+            return descriptors.count > Self.sizeLimit ? descriptors.remove(at: number) : nil
         }
         if let dropped { backend.close(dropped) }
     }
@@ -94,13 +97,14 @@ private final class DescriptorPool: Sendable {
     func any(_ random: inout SeededGenerator) -> KVMDescriptor {
         let number = random.next()
         if number % 16 == 0 { return KVMDescriptor(rawValue: Int32(truncatingIfNeeded: random.next())) }
-        return descriptors.withLock { all in
-            all.isEmpty ? KVMDescriptor(rawValue: -1) : all[Int(number >> 8) % all.count]
+        return lock.withLock {
+            descriptors.isEmpty
+                ? KVMDescriptor(rawValue: -1) : descriptors[Int(number >> 8) % descriptors.count]
         }
     }
 
     func remove(_ descriptor: KVMDescriptor) {
-        descriptors.withLock { all in all.removeAll { $0 == descriptor } }
+        lock.withLock { descriptors.removeAll { $0 == descriptor } }
         backend.close(descriptor)
     }
 
@@ -116,7 +120,7 @@ private final class DescriptorPool: Sendable {
     }
 
     func closeAll() {
-        for descriptor in descriptors.withLock({ $0 }) { backend.close(descriptor) }
+        for descriptor in lock.withLock({ descriptors }) { backend.close(descriptor) }
     }
 }
 

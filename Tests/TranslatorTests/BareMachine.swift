@@ -1,6 +1,5 @@
 import Glibc
 import GuestMemory
-import RCU
 import Translator
 import X86
 
@@ -17,12 +16,13 @@ final class BareMachine: ProcessorPlatform {
     init(byteCount: Int = 16 << 20) throws {
         self.byteCount = byteCount
         ram = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        let memory = GuestMemory(domain: RCUDomain())
+        let memory = GuestMemory()
         let region = UserMemoryRegion(
             slot: 0, flags: 0, guestPhysicalAddress: 0, memorySize: UInt64(byteCount),
             userspaceAddress: UInt64(UInt(bitPattern: ram)))
         try memory.setUserMemoryRegion(region) { _ in }
         storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 8 << 20), platform: self)
+        storage?.prepare()
     }
 
     deinit {

@@ -65,7 +65,7 @@ extension Processor {
         guard context.isPaging, cr4 & CR4.physicalAddressExtension != 0, system.efer & EFER.longModeEnable == 0 else {
             return
         }
-        if !walk.hasValidPointers(context) { throw .generalProtection() }
+        if !memory.withReadSection({ walk.hasValidPointers(context) }) { throw .generalProtection() }
     }
 
     /// Writes EFER as WRMSR does: LMA is kept.

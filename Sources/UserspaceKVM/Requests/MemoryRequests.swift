@@ -1,6 +1,7 @@
 import Addressing
 import CHost
 import GuestMemory
+import struct KVMInterface.MemoryBatch
 import SystemPackage
 import Translator
 
@@ -14,33 +15,121 @@ extension UserspaceVM {
     func setUserMemoryRegion(at argument: UInt) throws(Errno) {
         var request = kvm_userspace_memory_region()
         try ClientMemory.copyIn(&request, from: argument)
-        let region = UserMemoryRegion(
-            slot: request.slot, flags: request.flags, guestPhysicalAddress: request.guest_phys_addr,
-            memorySize: request.memory_size, userspaceAddress: request.userspace_addr)
-        try memory.setUserMemoryRegion(region) { change in
-            switch change {
-            case .delete, .move: forgetTranslations()
-            case .create, .flagsOnly: requestAll(.flushTLB)
-            }
+        try memory.setUserMemoryRegion(UserMemoryRegion(request)) { forget([$0]) }
+    }
+
+    /// Several changes as one; the request is `KVMRequest.setUserMemoryRegions`.
+    ///
+    /// - Throws: as `MemoryBatch` says.
+    func setUserMemoryRegions(at argument: UInt) throws(Errno) {
+        var header = MemoryBatch(count: 0)
+        try ClientMemory.copyIn(&header, from: argument)
+        guard header.flags == 0 else { throw .invalidArgument }
+        guard header.count <= Limits.memoryBatchCount else { throw .argListTooLong }
+        let elements = try ClientMemory.copyIn(
+            count: Int(header.count), of: MemoryBatch.Element(kvm_userspace_memory_region()),
+            from: argument &+ UInt(MemoryLayout<MemoryBatch>.size))
+        let bitmaps = try memory.setUserMemoryRegions(
+            elements.map { UserMemoryRegion($0.region) },
+            prepare: { (changes) throws(Errno) in try Self.checkBitmaps(elements, changes) }, flush: forget)
+        for (element, bitmap) in zip(elements, bitmaps) where element.dirtyBitmap != 0 {
+            if let bitmap { try ClientMemory.copyOut(bitmap, to: UInt(element.dirtyBitmap)) }
         }
     }
 
-    /// Drops translations of addresses, and of code, which is known by guest physical addresses.
-    private func forgetTranslations() {
-        VCPURequests.withAllPaused(gate, among: enumerateRequests) {
-            requestAll(.flushTLB)
-            cache.reset()
+    /// Refuses bitmaps that have too little room or cannot be written, while nothing has changed.
+    private static func checkBitmaps(
+        _ elements: [MemoryBatch.Element], _ changes: [MemorySlotChange?]
+    ) throws(Errno) {
+        for (element, change) in zip(elements, changes) where element.dirtyBitmap != 0 {
+            guard let old = change?.old, old.flags.contains(.logDirtyPages) else { continue }
+            let wordCount = Int((old.pageCount + 63) / 64)
+            guard element.dirtyBitmapByteCount >= wordCount * 8 else { throw .argListTooLong }
+            try ClientMemory.copyOut([UInt64](repeating: 0, count: wordCount), to: UInt(element.dirtyBitmap))
         }
+    }
+
+    /// Drops what is cached of the slots that changes remove or replace: translations of addresses, and of code, which is
+    /// known by guest physical addresses. When it returns no vCPU uses any of it.
+    private func forget(_ changes: [MemorySlotChange]) {
+        // Afterwards every vCPU has been outside guest code since the slots changed: none can still translate what lay
+        // there.
+        requestAll(.flushTLB)
+        var hasDropped = false
+        for change in changes {
+            switch change {
+            case .delete(let old), .move(let old, _):
+                if cache.drop(old.baseFrame.value..<old.baseFrame.value + old.pageCount) { hasDropped = true }
+            case .create, .flagsOnly: break
+            }
+        }
+        if hasDropped { requestAll(.dropJumpCache) }
     }
 
     /// The corresponding C request is `KVM_GET_DIRTY_LOG`.
     /// - Throws: `EINVAL` for a slot or address space that cannot be, `ENOENT` for a slot that does not exist or is not
-    ///   logged.
+    ///   logged, `ENXIO` if written pages are reported in rings.
     func getDirtyLog(at argument: UInt) throws(Errno) {
+        guard !hasDirtyRings else { throw .noSuchAddressOrDevice }
         var request = kvm_dirty_log()
         try ClientMemory.copyIn(&request, from: argument)
-        let bitmap = try memory.getDirtyLog(slot: request.slot) { _ in requestAll(.dropWriteEntries) }
+        let bitmap = try memory.getDirtyLog(
+            slot: request.slot, keeping: protectsLogManually.load(ordering: .relaxed)
+        ) { _ in requestAll(.dropWriteEntries) }
         try ClientMemory.copyOut(bitmap, to: UInt(bitPattern: request.dirty_bitmap))
+    }
+
+    /// The corresponding C request is `KVM_CLEAR_DIRTY_LOG`.
+    /// - Throws: as `getDirtyLog`; `EINVAL` also for a range that is not whole words of the bitmap or leaves the slot.
+    func clearDirtyLog(at argument: UInt) throws(Errno) {
+        guard !hasDirtyRings else { throw .noSuchAddressOrDevice }
+        var request = kvm_clear_dirty_log()
+        try ClientMemory.copyIn(&request, from: argument)
+        let pages = (first: request.first_page, count: UInt64(request.num_pages))
+        // The bits are copied only for a range that fits the slot.
+        try memory.checkLogRange(slot: request.slot, firstPage: pages.first, pageCount: pages.count)
+        let bits = try ClientMemory.copyIn(
+            count: Int((pages.count + 63) / 64), of: UInt64(0), from: UInt(bitPattern: request.dirty_bitmap))
+        try memory.clearDirtyLog(slot: request.slot, firstPage: pages.first, pageCount: pages.count, bits: bits) { _ in
+            requestAll(.dropWriteEntries)
+        }
+    }
+
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: `KVM_GET_DIRTY_LOG` clears nothing.
+    /// - Throws: `EINVAL` for unknown flags.
+    func setManualProtection(_ flags: UInt64) throws(Errno) {
+        let isManual = flags & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
+        let allowed: UInt64 = isManual ? 3 : UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
+        guard flags & ~allowed == 0 else { throw .invalidArgument }
+        protectsLogManually.store(isManual, ordering: .relaxed)
+        memory.logsStartSet.store(flags & UInt64(KVM_DIRTY_LOG_INITIALLY_SET) != 0, ordering: .relaxed)
+    }
+
+    // MARK: Rings
+
+    /// `KVM_CAP_DIRTY_LOG_RING`: gives each vCPU a ring.
+    /// - Throws: `EINVAL` for a size that is no power of two or too small, if there are rings already, or vCPUs; `E2BIG` for
+    ///   a size that is too large.
+    func enableDirtyRings(byteCount: UInt64) throws(Errno) {
+        let stride = UInt64(MemoryLayout<DirtyRing.Entry>.stride)
+        guard byteCount != 0, byteCount & (byteCount - 1) == 0, byteCount >= 4096 else { throw .invalidArgument }
+        guard byteCount <= UInt64(DirtyRing.maximumCount) * stride else { throw .argListTooLong }
+        try lock.withLock { () throws(Errno) in
+            guard !hasDirtyRings, vcpus.count == 0 else { throw .invalidArgument }
+            dirtyRingByteCount.store(Int(byteCount), ordering: .relaxed)
+        }
+    }
+
+    /// The corresponding C request is `KVM_RESET_DIRTY_RINGS`.
+    /// - Throws: `EINVAL` if there are no rings.
+    func resetDirtyRings() throws(Errno) -> Int32 {
+        guard hasDirtyRings else { throw .invalidArgument }
+        var rings: [DirtyRing] = []
+        vcpus.forEach { vcpu in
+            if let ring = vcpu.processor.dirtyRing { rings.append(ring) }
+            return true
+        }
+        return Int32(clamping: memory.resetDirtyRings(rings) { requestAll(.dropWriteEntries) })
     }
 }
 
@@ -49,7 +138,17 @@ extension UserspaceVCPU {
     /// > Concurrency: the owner, inside.
     func writeGuest(_ bytes: [UInt8], at address: UInt64) {
         bytes.withUnsafeBytes { buffer in
-            try? vm.memory.write(GuestPhysicalAddress(address), from: buffer)
+            vm.memory.withReadSection {
+                try? vm.memory.write(GuestPhysicalAddress(address), from: buffer, ring: processor.dirtyRing)
+            }
         }
+    }
+}
+
+extension UserMemoryRegion {
+    init(_ region: kvm_userspace_memory_region) {
+        self.init(
+            slot: region.slot, flags: region.flags, guestPhysicalAddress: region.guest_phys_addr,
+            memorySize: region.memory_size, userspaceAddress: region.userspace_addr)
     }
 }

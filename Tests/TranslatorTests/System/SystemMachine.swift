@@ -1,6 +1,5 @@
 import Glibc
 import GuestMemory
-import RCU
 import Testing
 import Translator
 import X86
@@ -20,12 +19,13 @@ final class SystemMachine: ProcessorPlatform {
 
     init() throws {
         ram = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        let memory = GuestMemory(domain: RCUDomain())
+        let memory = GuestMemory()
         let region = UserMemoryRegion(
             slot: 0, flags: 0, guestPhysicalAddress: 0, memorySize: UInt64(byteCount),
             userspaceAddress: UInt64(UInt(bitPattern: ram)))
         try memory.setUserMemoryRegion(region) { _ in }
         storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 1 << 20), platform: self)
+        storage?.prepare()
         for register in SegmentRegister.allCases {
             processor.setSegment(register, .realMode(selector: 0, isCode: register == .cs))
         }

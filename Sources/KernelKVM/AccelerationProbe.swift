@@ -53,7 +53,7 @@ public final class AccelerationProbe: @unchecked Sendable {
     private static let rounds: [UInt32] = [250, 5_000, 100_000]
     /// A way into a guest and out of it takes less; what takes longer was interpreted, or this thread was not running.
     private static let patienceNanoseconds: UInt64 = 300_000
-    private static let attempts = 4
+    private static let attempts = 3
 
     private let system: KVMSystem
     private let isThorough: Bool

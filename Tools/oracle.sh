@@ -40,8 +40,11 @@ host="$cache/guests/standard"
 guest="$cache/guests/cloud"
 scratch="$(mktemp -d)"
 machine=""
+console=""
 cleanup() {
-    [[ -z "$machine" ]] || kill -KILL "$machine" 2>/dev/null || true
+    # `timeout` passes its end on to QEMU.
+    if [[ -n "$machine" ]] && kill -TERM "$machine" 2>/dev/null; then wait "$machine" || true; fi
+    [[ -z "$console" ]] || kill "$console" 2>/dev/null || true
     rm -rf "$scratch"
 }
 trap cleanup EXIT
@@ -123,14 +126,18 @@ chmod +x "$root/init"
 } >"$scratch/initramfs.cpio"
 
 echo "martlet: booting $package in QEMU; this takes minutes" >&2
-timeout --foreground "${MARTLET_ORACLE_SECONDS:-900}" qemu-system-x86_64 -accel tcg,tb-size=512 -cpu max,+svm -M q35 -m 2048 \
+timeout --foreground --kill-after=5 "${MARTLET_ORACLE_SECONDS:-900}" qemu-system-x86_64 -accel tcg,tb-size=512 -cpu max,+svm -M q35 -m 2048 \
     -nodefaults -display none -serial stdio -no-reboot -kernel "$host/vmlinuz" -initrd "$scratch/initramfs.cpio" \
     -append 'console=ttyS0 panic=-1 tsc=reliable quiet rdinit=/oracle/init' </dev/null >"$scratch/console" 2>"$scratch/errors" &
 machine=$!
-tail --follow --lines=+1 --pid="$machine" "$scratch/console" || true
+# In the background, as a signal is handled only between two commands, or while the shell waits for one of these.
+tail --follow --lines=+1 --pid="$machine" "$scratch/console" &
+console=$!
 status=0
 wait "$machine" || status=$?
 machine=""
+wait "$console" || true
+console=""
 [[ ! -s "$scratch/errors" ]] || cat "$scratch/errors" >&2
 
 failures=0

@@ -20,6 +20,7 @@ let package = Package(
     products: [
         .executable(name: "martlet", targets: ["martlet"]),
         .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
+        .library(name: "KVM", targets: ["UserspaceKVM", "KVMInterface", "GuestMemory", "Addressing"]),
         .library(name: "Machine", targets: ["Machine", "Addressing"]),
         .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"])
     ],

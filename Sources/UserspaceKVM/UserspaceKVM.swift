@@ -1,6 +1,7 @@
 import Host
 import KVMInterface
 import SystemPackage
+import Translator
 
 /// KVM in user space: the whole interface without hardware or kernel support.
 ///
@@ -17,6 +18,7 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     private var mappings: [UInt: [DescriptorTable.VCPUReference]] = [:]
 
     public init() {
+        HostFaults.install()
         supportedCPUID = SupportedCPUID(host: host, tscKilohertz: TSCFrequency.kilohertz).entries
     }
 

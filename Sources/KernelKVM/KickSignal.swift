@@ -51,7 +51,7 @@ enum SignalMask {
     static func set(on vcpu: KernelObject, _ argument: UInt) throws(Errno) -> Int32 {
         var header: (byteCount: UInt32, low: UInt32, high: UInt32) = (0, 0, 0)
         guard let number = KickSignal.number, let source = UnsafeRawPointer(bitPattern: argument),
-            martlet_copy_checked(&header, source, 12) == 0, header.byteCount == 8
+            martlet_copy_by_kernel(&header, source, 12) == 0, header.byteCount == 8
         else {
             // The kernel says what is wrong with it.
             return try vcpu.request(KVMRequest.setSignalMask.rawValue, argument)

@@ -11,7 +11,7 @@ PRODUCT := .build/$(CONFIGURATION)/martlet
 export SWIFT CONFIGURATION PRODUCT
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench bench-core fuzz sanitize mutants format install clean
+.PHONY: help run build test bench bench-core fuzz sanitize mutants oracle format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ sanitize: ## Run the tests of the core under the thread and the address sanitize
 
 mutants: ## Break the translator in a copy, one rule at a time, and check that the tests notice
 	@Tools/mutants.sh
+
+oracle: ## Boot guests on a real KVM, that of a Linux in QEMU with emulated virtualization
+	@Tools/oracle.sh
 
 format: ## Format every Swift file as .swift-format says
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests \

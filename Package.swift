@@ -69,6 +69,12 @@ let package = Package(
             name: "UserspaceKVM",
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU", "VCPUTables"],
             swiftSettings: execution),
+        .target(
+            name: "KernelKVM",
+            dependencies: [
+                "KVMInterface", "Host", "CHost", .product(name: "SystemPackage", package: "swift-system")
+            ],
+            swiftSettings: strict),
         .target(name: "Devices", dependencies: ["Addressing", "Host"], swiftSettings: strict),
         .target(
             name: "Machine",
@@ -84,7 +90,7 @@ let package = Package(
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM", "DefaultGuest",
+                "Machine", "UserspaceKVM", "KernelKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser")
             ],
             swiftSettings: strict, linkerSettings: [.unsafeFlags(staticRuntime)]),
@@ -144,6 +150,10 @@ let package = Package(
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(
             name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost", "TestSupport"],
+            swiftSettings: execution),
+        .testTarget(
+            name: "KernelKVMTests",
+            dependencies: ["KernelKVM", "UserspaceKVM", "KVMInterface", "Host", "CHost", "TestSupport"],
             swiftSettings: execution)
     ]
 )

@@ -5,7 +5,7 @@
 # MARTLET_CORE_TESTS="A B" names the test targets instead of the lists below.
 #
 # The thread sanitizer watches what threads share: RCU, vCPU tables, memory slots and maps, interrupt delivery, requests to
-# vCPUs.
+# vCPUs, and descriptors of both backends.
 # The address sanitizer watches what handles foreign bytes by hand: loader, devices, and the interface's structures.
 # Neither sees memory accesses of translated code, so the translator's own tests are in no list; its fuzz target runs
 # between guard pages. The thread sanitizer does not see the standard library's Mutex either, which loader, devices and
@@ -16,7 +16,7 @@ source "$(dirname "$0")/toolchain.sh"
 Tools/packages.sh build test || exit 1
 
 declare -A tests=(
-    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests AddressSpaceTests InterruptsTests UserspaceKVMTests MachineMemoryTests"
+    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests AddressSpaceTests InterruptsTests UserspaceKVMTests KernelKVMTests MachineMemoryTests"
     [address]="HostTests GuestMemoryTests InterruptsTests DevicesTests KVMInterfaceTests MachineTests"
 )
 # A report must end the process, not start the backtracer of Swift's runtime.

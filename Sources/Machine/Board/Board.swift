@@ -49,7 +49,7 @@ final class Board {
                 }
             }
             let topology = ProcessorTopology(count: configuration.processors.maximum)
-            let leaves = try system.supportedCPUID()
+            let leaves = try ProcessorFeatures.leaves(of: system)
             var processors: [ProcessorThread] = []
             for id in 0..<UInt32(configuration.processors.boot) {
                 let vcpu = try machine.createVCPU(id: id)
@@ -124,6 +124,7 @@ final class Board {
         try machine.setIdentityMapAddress(BoardLayout.identityMap.value)
         try machine.createIRQChip()
         try machine.createPIT2()
+        try machine.setGSIRouting(BoardInterrupts.routes)
         return machine
     }
 

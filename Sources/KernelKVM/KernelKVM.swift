@@ -46,7 +46,7 @@ public final class KernelKVM: KVMBackend, @unchecked Sendable {
             return try gate.run { () throws(Errno) in try object.request(request, argument) }
         case KVMRequest.setSignalMask.rawValue where argument != 0 && object.gate != nil:
             return try SignalMask.set(on: object, argument)
-        case KVMRequest.createVM.rawValue, MARTLET_KVM_GET_STATS_FD:
+        case KVMRequest.createVM.rawValue, KVMRequest.getStatisticsDescriptor.rawValue:
             return try objects.adopt(try object.request(request, argument), isVCPU: false).rawValue
         case KVMRequest.createVCPU.rawValue:
             return try objects.adopt(try object.request(request, argument), isVCPU: true).rawValue
@@ -82,6 +82,11 @@ public final class KernelKVM: KVMBackend, @unchecked Sendable {
         // SAFETY: `mapRunArea` mapped it, and the entry that was removed is the right to unmap it, once.
         munmap(area.baseAddress, byteCount)
     }
+
+    /// - Throws: `EBADF` for a descriptor that is not this backend's; otherwise as `pread`.
+    public func readStatistics(
+        _ descriptor: KVMDescriptor, at offset: Int, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(Errno) -> Int { try objects.object(descriptor).read(at: offset, into: buffer) }
 
     public func kick(_ vcpu: KVMDescriptor) {
         guard let object = try? objects.object(vcpu) else { return }

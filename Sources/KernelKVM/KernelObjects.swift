@@ -22,6 +22,13 @@ final class KernelObject: Sendable {
         try file.request(number, value: argument)
     }
 
+    /// Copies from the file; 0 bytes are its end.
+    func read(at offset: Int, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {
+        let count = pread(file.rawValue, buffer.baseAddress, buffer.count, offset)
+        guard count >= 0 else { throw Errno(rawValue: errno) }
+        return count
+    }
+
     /// Maps a part of the file, shared.
     func map(offset: Int, byteCount: Int) throws(Errno) -> UnsafeMutableRawPointer {
         let area = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, file.rawValue, offset)

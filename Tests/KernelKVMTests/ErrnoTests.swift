@@ -94,7 +94,8 @@ private struct RequestKinds {
         case .checkExtension: (system, machine) = (true, true)
         case .getMSRs: (system, vcpu) = (true, true)
         // Of a machine since KVM_CAP_VM_TSC_CONTROL, of a vCPU since KVM_CAP_ENABLE_CAP: with an answer of its own.
-        case .getTSCFrequency, .setTSCFrequency, .enableCapability: (machine, vcpu) = (true, true)
+        case .getTSCFrequency, .setTSCFrequency, .enableCapability, .getStatisticsDescriptor:
+            (machine, vcpu) = (true, true)
         case .getAPIVersion, .createVM, .getMSRIndexList, .getVCPUMapSize, .getSupportedCPUID, .getEmulatedCPUID,
             .getMSRFeatureIndexList:
             system = true

@@ -106,7 +106,8 @@ let package = Package(
             ],
             path: "Tests/BareGuest", swiftSettings: strict),
         .testTarget(
-            name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
+            name: "EndToEndTests",
+            dependencies: ["TestSupport", "DefaultGuest", "Machine", "KVMInterface", "CHost", "CZstd"],
             swiftSettings: execution),
         .testTarget(
             name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),

@@ -27,7 +27,8 @@ struct InspectCommand: ParsableCommand {
             answer = try InspectionSocket.ask(process: process)
         } catch {
             throw CommandFailure.badInput(
-                "process \(process) does not answer (\(error)); 'martlet run' of this user can be inspected\(Self.list())")
+                "process \(process) does not answer (\(error)); 'martlet run' of this user can be inspected\(Self.list())"
+            )
         }
         guard !answer.isEmpty else {
             throw CommandFailure.hostFailure("the guest of process \(process) is just starting or ending; try again")

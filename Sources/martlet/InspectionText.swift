@@ -39,7 +39,9 @@ struct InspectionText {
                 if slot.isLogged { marks += " logged" }
                 if slot.isInvalid { marks += " INVALID" }
                 let last = slot.guestAddress + slot.byteCount - 1
-                line("        \(slot.id): \(hex(slot.guestAddress))–\(hex(last)) at host \(hex(slot.hostAddress))\(marks)")
+                line(
+                    "        \(slot.id): \(hex(slot.guestAddress))–\(hex(last)) at host \(hex(slot.hostAddress))\(marks)"
+                )
             }
         }
     }

@@ -10,9 +10,6 @@ struct HostProcessor: Sendable {
     /// EBX, ECX, EDX of leaf 0.
     let vendor: (ebx: UInt32, ecx: UInt32, edx: UInt32)
 
-    /// Processors that this process may run on.
-    let processorCount = Int(max(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 1))
-
     init() {
         let basic = martlet_cpuid(0, 0)
         maximumBasicLeaf = basic.eax

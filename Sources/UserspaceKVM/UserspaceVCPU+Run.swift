@@ -132,7 +132,6 @@ extension UserspaceVCPU {
     /// Sleeps until an event ends HLT or the wait for INIT or SIPI, or the client wants its thread back.
     private func waitForActivity() throws(Errno) {
         counters.halts.increment()
-        if pollForEvent() { return endHalt() }
         var deadline = apic?.timerDeadlineNanoseconds
         if signalMask != nil {
             deadline = min(deadline ?? .max, nextSignalCheck)
@@ -140,38 +139,10 @@ extension UserspaceVCPU {
         let wasSignalled = requests.sleep(deadlineNanoseconds: deadline) { mustReturn || hasWakeEvent }
         if wasSignalled { throw interrupted() }
         serviceTimer()
-        endHalt()
-    }
-
-    private func endHalt() {
         if processor.system.activity == .halted, hasWakeEvent {
             isUnhalted = false
             processor.system.activity = .running
         }
-    }
-
-    /// How long a halted vCPU looks for events before it sleeps: less than a sleep and its end take.
-    private static let pollNanoseconds: UInt64 = 10_000
-
-    /// Looks for an event for a moment while another vCPU runs, which may be about to cause one, and the host has a processor
-    /// left to look with.
-    ///
-    /// - Returns: whether there is one.
-    private func pollForEvent() -> Bool {
-        guard apic != nil, processor.system.activity == .halted else { return false }
-        let limit = vm.host.processorCount
-        guard (1..<limit).contains(vm.runningCount(limit: limit)) else { return false }
-        let end = MonotonicClock.nanoseconds() &+ Self.pollNanoseconds
-        repeat {
-            for _ in 0..<20 {
-                if mustReturn || hasWakeEvent {
-                    counters.successfulPolls.increment()
-                    return true
-                }
-                martlet_pause()
-            }
-        } while MonotonicClock.nanoseconds() < end
-        return false
     }
 
     /// Something is there that changes what this vCPU does now.

@@ -15,7 +15,6 @@ struct VCPUCounters: ~Copyable, Sendable {
     let dirtyRingExits = OwnedCounter()
     let entries = OwnedCounter()
     let halts = OwnedCounter()
-    let successfulPolls = OwnedCounter()
     let interruptInjections = OwnedCounter()
     let nmiInjections = OwnedCounter()
 }
@@ -30,7 +29,6 @@ extension UserspaceVCPU {
             Statistic("irq_window_exits", counters.interruptWindowExits.value),
             Statistic("dirty_ring_exits", counters.dirtyRingExits.value),
             Statistic("guest_entries", counters.entries.value), Statistic("halts", counters.halts.value),
-            Statistic("halt_successful_poll", counters.successfulPolls.value),
             Statistic("irq_injections", counters.interruptInjections.value),
             Statistic("nmi_injections", counters.nmiInjections.value),
             Statistic("tlb_fill", processor.fillCount),

@@ -8,9 +8,17 @@ final class MemorySlotAllocator: @unchecked Sendable {
     struct Counts: Equatable {
         var slots = 0
         var bitmaps = 0
+        /// Those in the pool included.
+        var nodes = 0
     }
 
+    /// The number of nodes that stay in the pool.
+    private static let keptNodeCount = 4
+
     private(set) var counts = Counts()
+    /// The pool: nodes that no tree holds, so that a change, once it has begun, needs no memory.
+    private var firstFreeNode: MemorySlotNode?
+    private(set) var freeNodeCount = 0
     /// Asked before each allocation, which fails if the answer is true. For tests.
     var isExhausted: (() -> Bool)?
 
@@ -43,6 +51,47 @@ final class MemorySlotAllocator: @unchecked Sendable {
         counts.bitmaps -= 1
         Glibc.free(bitmap)
     }
+
+    // MARK: Nodes
+
+    /// Fills the pool up to `count` nodes; false if memory is short.
+    func reserveNodes(_ count: Int) -> Bool {
+        while freeNodeCount < count {
+            guard isExhausted?() != true, let node = MemorySlotNode.allocate() else { return false }
+            counts.nodes += 1
+            free(node)
+        }
+        return true
+    }
+
+    /// A node of the pool, which is not empty.
+    func takeNode() -> MemorySlotNode {
+        guard let node = firstFreeNode else { preconditionFailure("no node was reserved") }
+        firstFreeNode = node.next
+        freeNodeCount -= 1
+        return node
+    }
+
+    /// Gives a node that no tree holds and no reader can reach to the pool.
+    func free(_ node: MemorySlotNode) {
+        node.next = firstFreeNode
+        firstFreeNode = node
+        freeNodeCount += 1
+    }
+
+    /// Gives memory back, but for a few nodes.
+    func trimNodes() { trimNodes(to: Self.keptNodeCount) }
+
+    private func trimNodes(to count: Int) {
+        while freeNodeCount > count {
+            takeNode().free()
+            counts.nodes -= 1
+        }
+    }
+
+    deinit { trimNodes(to: 0) }
+
+    // MARK: Ids
 
     /// Makes room for an id; false if memory is short.
     func reserve(_ id: UInt16, in ids: MemorySlotIDs) -> Bool {

@@ -162,22 +162,22 @@ extension UnsafeMutablePointer where Pointee == MemorySlot {
     private static var endsOffset: Int { linksOffset + 2 * MemoryLayout<MemorySlot.Links>.stride }
     private static var byteCount: Int { endsOffset + 2 * MemoryLayout<UInt>.stride }
 
-    /// Makes a slot that no set holds; nil if memory is short.
-    static func make(_ slot: consuming MemorySlot) -> Self? {
-        guard let memory = aligned_alloc(64, (byteCount + 63) & ~63) else { return nil }
-        let pointer = memory.bindMemory(to: MemorySlot.self, capacity: 1)
-        pointer.initialize(to: slot)
-        (memory + leafOffset).initializeMemory(as: MemorySlotNode?.self, repeating: nil, count: 1)
-        (memory + linksOffset).initializeMemory(as: MemorySlot.Links.self, repeating: MemorySlot.Links(), count: 2)
-        (memory + endsOffset).initializeMemory(as: UInt.self, repeating: 0, count: 2)
-        return pointer
+    /// Memory for a slot; nil if it is short.
+    static func allocateSlot() -> Self? {
+        aligned_alloc(64, (byteCount + 63) & ~63)?.bindMemory(to: MemorySlot.self, capacity: 1)
     }
 
-    /// Frees a slot that no set holds and no reader can reach; its bitmap is the caller's.
-    func free() {
-        deinitialize(count: 1)
-        Glibc.free(self)
+    /// Makes a slot, which no set holds, in memory for one.
+    func make(_ slot: consuming MemorySlot) {
+        initialize(to: slot)
+        let memory = UnsafeMutableRawPointer(self)
+        (memory + Self.leafOffset).initializeMemory(as: MemorySlotNode?.self, repeating: nil, count: 1)
+        (memory + Self.linksOffset).initializeMemory(as: MemorySlot.Links.self, repeating: MemorySlot.Links(), count: 2)
+        (memory + Self.endsOffset).initializeMemory(as: UInt.self, repeating: 0, count: 2)
     }
+
+    /// Frees the memory of a slot that was deinitialized.
+    func free() { Glibc.free(self) }
 
     // SAFETY, of all three: `make` placed them behind the slot, whose stride is a multiple of their alignment.
 

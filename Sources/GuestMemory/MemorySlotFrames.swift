@@ -93,6 +93,11 @@ struct MemorySlotFrames: ~Copyable {
     /// - Complexity: logarithmic in the number of slots.
     mutating func insert(_ slot: MemorySlot.Pointer) {
         let key = slot.pointee.baseFrame.value
+        if let leaf = last(upTo: key)?.leaf.pointee, leaf.count(set) < MemorySlotNode.capacity {
+            // Behind another in a leaf with room, a slot concerns no other node.
+            add(key, UnsafeMutableRawPointer(slot), at: leaf.rank(of: key, set), to: leaf)
+            return
+        }
         guard let old = root else {
             let leaf = takeNode(isLeaf: true)
             add(key, UnsafeMutableRawPointer(slot), at: 0, to: leaf)
@@ -136,12 +141,12 @@ struct MemorySlotFrames: ~Copyable {
             return nil
         }
         let right = takeNode(isLeaf: node.isLeaf)
-        // At an end the other entries stay together: slots that come in order fill their leaves. But no two neighbours may
-        // have few entries.
+        // Behind the last entry, the others stay together: slots that come in ascending order fill their leaves. But no two
+        // neighbours may have few entries.
         let half = MemorySlotNode.capacity / 2
-        let cut = index == 0 || index == MemorySlotNode.capacity && next >= half ? index : half
+        let cut = index == MemorySlotNode.capacity && next >= half ? index : half
         node.move(from: cut, to: right, set)
-        if index <= cut && cut != MemorySlotNode.capacity {
+        if index <= half {
             add(key, item, at: index, to: node)
         } else {
             add(key, item, at: index - cut, to: right)
@@ -153,8 +158,18 @@ struct MemorySlotFrames: ~Copyable {
     ///
     /// - Complexity: logarithmic in the number of slots.
     mutating func erase(_ slot: MemorySlot.Pointer) {
-        guard let old = root else { preconditionFailure("slot \(slot.pointee.id) is not in the set") }
-        _ = erase(slot, slot.pointee.baseFrame.value, below: old)
+        let key = slot.pointee.baseFrame.value
+        guard let old = root, let leaf = slot.leaf.pointee else {
+            preconditionFailure("slot \(slot.pointee.id) is not in the set")
+        }
+        let index = leaf.rank(of: key, set) - 1
+        if index > 0 && leaf.count(set) > Self.mergedCount {
+            // Neither the first of its leaf nor enough to merge it: no other node is concerned.
+            precondition(leaf.slot(index, set) == slot, "slot \(slot.pointee.id) is not in its leaf")
+            remove(at: index, of: leaf)
+            return
+        }
+        _ = erase(slot, key, below: old)
         if old.count(set) == 0 {
             (root, height) = (nil, 0)
         } else {

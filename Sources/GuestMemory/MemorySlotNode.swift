@@ -161,7 +161,9 @@ struct MemorySlotNode: Equatable {
 
     /// Makes the version of one set that of the other.
     func copy(from other: Int, to set: Int) {
-        memcpy(version(set), version(other), Self.versionByteCount)
-        setCount(count(other), set)
+        let count = count(other)
+        keys(set).update(from: keys(other), count: Self.capacity)
+        items(set).update(from: items(other), count: count)
+        setCount(count, set)
     }
 }

@@ -1,5 +1,4 @@
 import Addressing
-import Glibc
 import Synchronization
 
 /// A range of guest frames backed by a range of host memory.
@@ -13,6 +12,8 @@ public struct MemorySlot: ~Copyable {
     public let id: UInt16
     /// The number of the address space (0 normal, 1 system management).
     public let addressSpace: UInt8
+    /// Where in its slab the slot is.
+    let place: UInt8
     /// The first guest frame.
     public private(set) var baseFrame: GuestFrameNumber
     /// The number of guest frames.
@@ -51,9 +52,10 @@ public struct MemorySlot: ~Copyable {
         static let settable: Flags = [.logDirtyPages, .readOnly]
     }
 
-    init(_ description: MemorySlotDescription, dirtyBitmap: UnsafeMutablePointer<UInt64>?) {
+    init(_ description: MemorySlotDescription, dirtyBitmap: UnsafeMutablePointer<UInt64>?, place: UInt8) {
         id = description.id
         addressSpace = description.addressSpace
+        self.place = place
         baseFrame = description.baseFrame
         pageCount = description.pageCount
         hostAddress = description.hostAddress
@@ -160,14 +162,10 @@ extension UnsafeMutablePointer where Pointee == MemorySlot {
     private static var leafOffset: Int { MemoryLayout<MemorySlot>.stride }
     private static var linksOffset: Int { leafOffset + MemoryLayout<MemorySlotNode?>.stride }
     private static var endsOffset: Int { linksOffset + 2 * MemoryLayout<MemorySlot.Links>.stride }
-    private static var byteCount: Int { endsOffset + 2 * MemoryLayout<UInt>.stride }
+    /// The memory of a slot, in whole cache lines.
+    static var byteCount: Int { (endsOffset + 2 * MemoryLayout<UInt>.stride + 63) & ~63 }
 
-    /// Memory for a slot; nil if it is short.
-    static func allocateSlot() -> Self? {
-        aligned_alloc(64, (byteCount + 63) & ~63)?.bindMemory(to: MemorySlot.self, capacity: 1)
-    }
-
-    /// Makes a slot, which no set holds, in memory for one.
+    /// Makes a slot, which no set holds, in a place for one.
     func make(_ slot: consuming MemorySlot) {
         initialize(to: slot)
         let memory = UnsafeMutableRawPointer(self)
@@ -176,10 +174,7 @@ extension UnsafeMutablePointer where Pointee == MemorySlot {
         (memory + Self.endsOffset).initializeMemory(as: UInt.self, repeating: 0, count: 2)
     }
 
-    /// Frees the memory of a slot that was deinitialized.
-    func free() { Glibc.free(self) }
-
-    // SAFETY, of all three: `make` placed them behind the slot, whose stride is a multiple of their alignment.
+    // SAFETY, of all three: `make` has put them behind the slot, whose stride is a multiple of their alignment.
 
     /// The leaf that holds the slot in the order by guest frame. For writers.
     var leaf: UnsafeMutablePointer<MemorySlotNode?> {

@@ -12,39 +12,44 @@ final class MemorySlotAllocator: @unchecked Sendable {
         var nodes = 0
     }
 
-    /// The numbers of nodes and of slots' pieces of memory that are kept when they are free.
+    /// The number of nodes that stay in the pool.
     private static let keptNodeCount = 4
-    private static let keptSlotCount = 4
 
     private(set) var counts = Counts()
     /// The pool: nodes that no tree holds, so that a change, once it has begun, needs no memory.
     private var firstFreeNode: MemorySlotNode?
     private(set) var freeNodeCount = 0
-    /// Memory for slots: each change makes one and frees one, and aligned memory is slow to come by.
-    private var freeSlots: [MemorySlot.Pointer] = []
+    /// The slabs with room.
+    private var firstSlab: MemorySlotSlab?
 
     /// Asked before each allocation, which fails if the answer is true. For tests.
     var isExhausted: (() -> Bool)?
-
-    init() { freeSlots.reserveCapacity(Self.keptSlotCount) }
 
     /// A slot that no set holds; nil if memory is short.
     func makeSlot(
         _ description: MemorySlotDescription, dirtyBitmap: UnsafeMutablePointer<UInt64>?
     ) -> MemorySlot.Pointer? {
-        guard isExhausted?() != true, let slot = freeSlots.popLast() ?? MemorySlot.Pointer.allocateSlot() else {
-            return nil
-        }
-        slot.make(MemorySlot(description, dirtyBitmap: dirtyBitmap))
+        if isExhausted?() == true { return nil }
+        if firstSlab == nil { MemorySlotSlab.allocate()?.link(before: &firstSlab) }
+        guard let slab = firstSlab else { return nil }
+        let (slot, place) = slab.takePlace()
+        if slab.isFull { slab.unlink(from: &firstSlab) }
+        slot.make(MemorySlot(description, dirtyBitmap: dirtyBitmap, place: place))
         counts.slots += 1
         return slot
     }
 
     /// Frees a slot that no set holds and no reader can reach; its bitmap is the caller's.
     func free(_ slot: MemorySlot.Pointer) {
-        counts.slots -= 1
+        let (slab, place) = (MemorySlotSlab(of: slot), slot.pointee.place)
         slot.deinitialize(count: 1)
-        if freeSlots.count < Self.keptSlotCount { freeSlots.append(slot) } else { slot.free() }
+        if slab.isFull { slab.link(before: &firstSlab) }
+        slab.givePlace(place)
+        counts.slots -= 1
+        // One stays: a change makes one slot and frees one.
+        guard slab.isEmpty && !slab.isOnly else { return }
+        slab.unlink(from: &firstSlab)
+        slab.free()
     }
 
     /// A clean bitmap of one bit a page; nil if memory is short.
@@ -100,7 +105,8 @@ final class MemorySlotAllocator: @unchecked Sendable {
 
     deinit {
         trimNodes(to: 0)
-        freeSlots.forEach { $0.free() }
+        // All slots are gone, and so are the slabs but one.
+        firstSlab?.free()
     }
 
     // MARK: Ids

@@ -13,7 +13,7 @@ final class MemorySlotAllocator: @unchecked Sendable {
     }
 
     /// The number of nodes that stay in the pool.
-    private static let keptNodeCount = 4
+    private static let keptNodeCount = 6
 
     private(set) var counts = Counts()
     /// The pool: nodes that no tree holds, so that a change, once it has begun, needs no memory.

@@ -11,7 +11,7 @@
 /// 2. A key is the first frame of the subtree that its item is, so all keys of a version ascend, and a frame not less than
 ///    a node's first key belongs to the entry whose key is the last one not greater.
 /// 3. All leaves have the same depth. No node is empty; a root that is no leaf has two entries or more.
-/// 4. Two neighbours below one node have 17 entries or more together, so there are less than n/8 + 1 leaves for n slots.
+/// 4. Two neighbours below one node have 17 entries or more together. So n slots have less than n/7 + 2 leaves.
 /// 5. Nodes whose versions differ are in the list of changes.
 /// 6. A slot's `leaf` is where the inactive set holds it or, if it holds it nowhere, where the active one does.
 struct MemorySlotFrames: ~Copyable {
@@ -54,7 +54,7 @@ struct MemorySlotFrames: ~Copyable {
 
     /// The slot with the greatest base that is not greater than `frame`.
     ///
-    /// - Complexity: logarithmic in the number of slots, to a base between 8 and 32.
+    /// - Complexity: logarithmic in the number of slots, to a base between 7 and 32.
     @inline(__always)
     func last(upTo frame: UInt64) -> MemorySlot.Pointer? {
         guard var node = root else { return nil }

@@ -17,13 +17,15 @@ struct MemorySlotSlab: Equatable {
 
     private let memory: UnsafeMutableRawPointer
 
-    // SAFETY, below: `allocate` made the memory as a header and places behind it.
+    // SAFETY, below: `allocate` made the memory as a header and sixteen places behind it.
 
     private var header: UnsafeMutablePointer<Header> { memory.assumingMemoryBound(to: Header.self) }
 
     /// A slab without slots, in no list; nil if memory is short.
     static func allocate() -> MemorySlotSlab? {
-        guard let memory = aligned_alloc(64, headerByteCount + slotCount * MemorySlot.Pointer.byteCount) else { return nil }
+        guard let memory = aligned_alloc(64, headerByteCount + slotCount * MemorySlot.Pointer.byteCount) else {
+            return nil
+        }
         memory.initializeMemory(as: Header.self, repeating: Header(), count: 1)
         for place in 0..<slotCount {
             (memory + headerByteCount + place * MemorySlot.Pointer.byteCount)

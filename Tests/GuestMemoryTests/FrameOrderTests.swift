@@ -26,7 +26,9 @@ import Testing
     }
 
     /// Each slot has seven frames of eight; the first starts at frame 0.
-    private func region(_ index: Int) -> UserMemoryRegion { UserMemoryRegion(UInt32(index), frame: UInt64(index) * 8, pages: 7) }
+    private func region(_ index: Int) -> UserMemoryRegion {
+        UserMemoryRegion(UInt32(index), frame: UInt64(index) * 8, pages: 7)
+    }
 
     private func deletion(_ slot: UInt32) -> UserMemoryRegion { UserMemoryRegion(slot, frame: 0, pages: 0) }
 
@@ -43,7 +45,7 @@ import Testing
             #expect(shape.nodeCount == (count + 31) / 32 + 32 + 1)
         }
         #expect(shape.height <= 4)
-        #expect(shape.nodeCount <= count / 15)
+        #expect(shape.nodeCount <= count / 14)
         for index in 0..<count {
             let frame = UInt64(index) * 8 + random.next() % 7
             if memory.owner(of: frame) != UInt16(index) { Issue.record("frame \(frame)") }
@@ -59,7 +61,7 @@ import Testing
             var slots = 0
             memory.forEachSlot { _ in slots += 1 }
             #expect(slots == left)
-            #expect(memory.frameOrderShape().nodeCount <= left / 8 + 5)
+            #expect(memory.frameOrderShape().nodeCount <= left / 6 + 4)
         }
         #expect(memory.brokenInvariant() == nil)
         #expect(memory.frameOrderShape() == (0, 0))
@@ -96,7 +98,9 @@ import Testing
         for first in stride(from: 16, to: 1024, by: 16) {
             for index in first..<first + 8 { try memory.set(deletion(UInt32(index))) }
             try memory.set(UserMemoryRegion(UInt32(first), frame: UInt64(first) * 8 - 1, pages: 57))
-            for frame in UInt64(first) * 8 - 1..<UInt64(first) * 8 + 56 { #expect(memory.owner(of: frame) == UInt16(first)) }
+            for frame in UInt64(first) * 8 - 1..<UInt64(first) * 8 + 56 {
+                #expect(memory.owner(of: frame) == UInt16(first))
+            }
         }
         #expect(memory.brokenInvariant() == nil)
     }

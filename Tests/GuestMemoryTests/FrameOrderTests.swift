@@ -105,6 +105,28 @@ import Testing
         #expect(memory.brokenInvariant() == nil)
     }
 
+    /// When two nodes become one, so do small leaves that were the last of one and the first of the other.
+    @Test func smallLeavesMeetWhenNodesMerge() throws {
+        // Leaf i has slots 32i to 32i + 31; two nodes have 32 leaves each.
+        for index in 0..<2048 { try memory.set(region(index)) }
+        #expect(memory.frameOrderShape() == (3, 64 + 2 + 1))
+        func delete(_ slots: Range<UInt32>) throws {
+            for slot in slots { try memory.set(deletion(slot)) }
+            #expect(memory.brokenInvariant() == nil)
+        }
+        // 12 leaves of the first node stay, 13 of the second; four slots in the leaves where they meet.
+        try delete(11 * 32..<31 * 32)
+        try delete(45 * 32..<64 * 32)
+        try delete(31 * 32..<32 * 32 - 4)
+        try delete(32 * 32 + 4..<33 * 32)
+        #expect(memory.frameOrderShape() == (3, 25 + 2 + 1))
+        try delete(44 * 32..<45 * 32)
+        #expect(memory.frameOrderShape() == (2, 24 - 1 + 1))
+        for slot in [0, 11 * 32 - 1, 32 * 32 - 4, 32 * 32 + 3, 33 * 32, 44 * 32 - 1] {
+            #expect(memory.owner(of: UInt64(slot) * 8) == UInt16(slot))
+        }
+    }
+
     // MARK: Memory
 
     /// With 33 slots the nodes in reserve are used up: the next insertion seeks three, whichever way it comes.

@@ -42,6 +42,10 @@ let package = Package(
             swiftSettings: execution),
         .target(name: "RCU", dependencies: ["Host"], swiftSettings: execution),
         .target(
+            name: "AddressSpace",
+            dependencies: ["Addressing", "RCU", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
+        .target(
             name: "VCPUTables",
             dependencies: ["Host", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
@@ -65,12 +69,18 @@ let package = Package(
             name: "UserspaceKVM",
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU", "VCPUTables"],
             swiftSettings: execution),
+        .target(
+            name: "KernelKVM",
+            dependencies: [
+                "KVMInterface", "Host", "CHost", .product(name: "SystemPackage", package: "swift-system")
+            ],
+            swiftSettings: strict),
         .target(name: "Devices", dependencies: ["Addressing", "Host"], swiftSettings: strict),
         .target(
             name: "Machine",
             dependencies: [
-                "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
-                .product(name: "SystemPackage", package: "swift-system")
+                "AddressSpace", "Devices", "KVMInterface", "Addressing", "Host", "CHost", "CLZ4", "CLZMA", "CZlib",
+                "CZstd", .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: strict),
         .target(
@@ -80,7 +90,7 @@ let package = Package(
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM", "DefaultGuest",
+                "Machine", "UserspaceKVM", "KernelKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser")
             ],
             swiftSettings: strict, linkerSettings: [.unsafeFlags(staticRuntime)]),
@@ -96,7 +106,8 @@ let package = Package(
             ],
             path: "Tests/BareGuest", swiftSettings: strict),
         .testTarget(
-            name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
+            name: "EndToEndTests",
+            dependencies: ["TestSupport", "DefaultGuest", "Machine", "KVMInterface", "CHost", "CZstd"],
             swiftSettings: execution),
         .testTarget(
             name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),
@@ -113,8 +124,18 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: execution),
+        .testTarget(
+            name: "MachineMemoryTests",
+            dependencies: [
+                "Machine", "AddressSpace", "UserspaceKVM", "KVMInterface", "Host", "Addressing", "TestSupport",
+                .product(name: "SystemPackage", package: "swift-system")
+            ],
+            swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost", "TestSupport"], swiftSettings: execution),
+        .testTarget(
+            name: "AddressSpaceTests", dependencies: ["AddressSpace", "RCU", "Host", "Addressing", "TestSupport"],
+            swiftSettings: execution),
         .testTarget(
             name: "VCPUTablesTests",
             dependencies: ["VCPUTables", "VCPUTableDesigns", "RCU", "Host", "TestSupport"],
@@ -130,6 +151,10 @@ let package = Package(
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(
             name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost", "TestSupport"],
+            swiftSettings: execution),
+        .testTarget(
+            name: "KernelKVMTests",
+            dependencies: ["KernelKVM", "UserspaceKVM", "KVMInterface", "Host", "CHost", "TestSupport"],
             swiftSettings: execution)
     ]
 )

@@ -24,8 +24,9 @@ struct MemorySlotSet: ~Copyable {
         self.ids = ids
     }
 
+    /// Which of the two sets it is.
     @inline(__always)
-    private var index: Int { frames.set }
+    var index: Int { frames.set }
 
     // MARK: Readers
 

@@ -51,6 +51,7 @@ extension Processor {
     private func fill(
         _ linear: UInt64, _ kind: SoftTLB.Kind, _ tlbMode: SoftTLB.Mode
     ) throws(GuestFault) -> Target {
+        fills.increment()
         let access = PageAccess(
             kind == .write ? .write : .read, isUser: tlbMode == .user,
             overridesAccessPrevention: tlbMode == .supervisorOverride)

@@ -15,6 +15,9 @@ public final class Processor {
     public unowned(unsafe) let platform: any ProcessorPlatform
 
     let memory: GuestMemory
+    /// How often a page was looked up in the guest's tables and the slots for the software TLB.
+    let fills = OwnedCounter()
+    public var fillCount: UInt64 { fills.value }
     /// The slot that was used last.
     var lastSlot = MemorySlotCache()
     /// Where written pages are reported, if the client reads rings; fixed before the processor runs.

@@ -1,6 +1,5 @@
 import ArgumentParser
 import DefaultGuest
-import KVMInterface
 import Machine
 import SystemPackage
 
@@ -50,6 +49,12 @@ struct RunCommand: ParsableCommand {
             "Who unpacks a compressed kernel: the host, which is faster, or the guest's own code.", valueName: "who"))
     var unpack = GuestLoader.Unpack.host
 
+    @Option(
+        help: ArgumentHelp(
+            "What guest code runs on: user, Martlet's own core; kernel, /dev/kvm; auto, /dev/kvm if a trial shows that it "
+                + "runs guests at this processor's speed, otherwise user.", valueName: "core"))
+    var accel = Accelerator.auto
+
     @Flag(help: "Tell what is loaded and how the guest ends.")
     var verbose = false
 
@@ -57,10 +62,12 @@ struct RunCommand: ParsableCommand {
         let configuration = try makeConfiguration()
         // Before the core: it passes signals that are not its own on to the handlers that were there before.
         let console = try makeConsole()
+        let backend = try Backend.choose(accel, processorCount: configuration.processors.maximum)
+        if verbose { Message.progress("accel: \(backend.reason)") }
         let outcome: MachineOutcome
         do {
             outcome = try VirtualMachineMonitor(
-                configuration, system: try openSystem(), console: console,
+                configuration, system: backend.system, console: console,
                 report: { if verbose { Message.progress($0) } }
             ).run(restartsOnReboot: !noReboot)
         } catch MachineError.badInput(let message) {
@@ -101,17 +108,6 @@ struct RunCommand: ParsableCommand {
                 "standard output is closed, but it is the guest's console; open it or send it to a file")
         } catch {
             throw CommandFailure.hostFailure("the console cannot be opened: \(error)")
-        }
-    }
-
-    private func openSystem() throws -> KVMSystem {
-        do {
-            return try KVMSystem(backend: makeBackend())
-        } catch Errno.operationNotSupportedByDevice {
-            throw CommandFailure.hostFailure(
-                "this host's processor lacks AVX2 or BMI2, which translated code needs; see 'martlet doctor'")
-        } catch {
-            throw CommandFailure.hostFailure("the virtual machine core cannot be opened: \(error)")
         }
     }
 

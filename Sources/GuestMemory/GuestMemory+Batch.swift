@@ -99,8 +99,9 @@ extension GuestMemory {
             if changes.contains(where: { $0 != nil }) { try prepare(changes) }
         } catch {
             let inactive = spaces[Int(requests[0].addressSpace)].inactive
-            for case let edit? in edits.reversed() {
-                inactive.pointee.replace(edit.new, with: edit.old)
+            for case let edit? in edits.reversed() { inactive.pointee.repeatChange(edit.new, with: edit.old) }
+            inactive.pointee.follow(spaces[Int(requests[0].addressSpace)].active.load()!, restoring: true)
+            for case let edit? in edits {
                 if let new = edit.new { discard(new, replacing: nil) }
             }
             totalPageCount = pageCount
@@ -129,7 +130,8 @@ extension GuestMemory {
         guard !edits.isEmpty else { return }
         swap(addressSpace: addressSpace)
         let inactive = spaces[Int(addressSpace)].inactive
-        for edit in edits { inactive.pointee.replace(edit.old, with: edit.new) }
+        for edit in edits { inactive.pointee.repeatChange(edit.old, with: edit.new) }
+        inactive.pointee.follow(spaces[Int(addressSpace)].active.load()!)
         if edits.contains(where: { $0.old != nil }) { flush(edits.map(\.change)) }
     }
 }

@@ -138,7 +138,10 @@ extension GuestMemory {
         let oldBitmap = old.pointee.dirtyBitmap
         let bitmap = try makeBitmap(for: new, replacing: oldBitmap)
         let working: MemorySlot.Pointer
-        do throws(Errno) { working = try makeInvalid(old) } catch {
+        do throws(Errno) {
+            try reserve(new)
+            working = try makeInvalid(old)
+        } catch {
             if bitmap != oldBitmap { allocator.free(bitmap) }
             throw error
         }
@@ -194,8 +197,11 @@ extension GuestMemory {
     /// Makes the inactive set active and repeats the change in the other: both are the same then, and readers of `old`
     /// are gone.
     private func activate(_ old: MemorySlot.Pointer?, with new: MemorySlot.Pointer?) {
-        swap(addressSpace: (old ?? new)!.pointee.addressSpace)
-        replace(old, with: new)
+        let addressSpace = (old ?? new)!.pointee.addressSpace
+        swap(addressSpace: addressSpace)
+        let inactive = spaces[Int(addressSpace)].inactive
+        inactive.pointee.repeatChange(old, with: new)
+        inactive.pointee.follow(spaces[Int(addressSpace)].active.load()!)
     }
 
     func swap(addressSpace: UInt8) {
@@ -241,8 +247,11 @@ extension GuestMemory {
         return bitmap
     }
 
-    /// Makes room for the slot's id.
+    /// Makes room for the slot: for its id in both sets, and for its frames in the inactive one.
     func reserve(_ slot: MemorySlotDescription) throws(Errno) {
-        guard allocator.reserve(slot.id, in: spaces[Int(slot.addressSpace)].ids) else { throw .noMemory }
+        let space = Int(slot.addressSpace)
+        guard allocator.reserve(slot.id, in: spaces[space].ids), spaces[space].inactive.pointee.reserve() else {
+            throw .noMemory
+        }
     }
 }

@@ -43,7 +43,7 @@ public final class GuestMemory: @unchecked Sendable {
         spaces = .allocate(capacity: addressSpaceCount)
         for number in 0..<addressSpaceCount {
             let generation = initialGeneration &+ UInt64(number)
-            (spaces + number).initialize(to: AddressSpaceSlots(generation: generation))
+            (spaces + number).initialize(to: AddressSpaceSlots(generation: generation, allocator: allocator))
         }
     }
 
@@ -183,15 +183,17 @@ struct AddressSpaceSlots: ~Copyable {
     let ids: MemorySlotIDs
     private let sets: UnsafeMutablePointer<MemorySlotSet>
 
-    init(generation: UInt64) {
+    init(generation: UInt64, allocator: MemorySlotAllocator) {
         sets = .allocate(capacity: 2)
         ids = MemorySlotIDs()
-        for index in 0..<2 { (sets + index).initialize(to: MemorySlotSet(index: index, ids: ids)) }
+        let changes = MemorySlotFrames.Changes(allocator)
+        for index in 0..<2 { (sets + index).initialize(to: MemorySlotSet(index: index, ids: ids, changes: changes)) }
         active = RCUPointer(sets)
         self.generation = Atomic(generation & ~MemorySlotGeneration.updateInProgressBit)
     }
 
     deinit {
+        sets.pointee.frames.deallocate()
         sets.deinitialize(count: 2)
         sets.deallocate()
         ids.deallocate()

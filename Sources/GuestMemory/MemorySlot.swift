@@ -1,17 +1,19 @@
 import Addressing
-import Glibc
 import Synchronization
 
 /// A range of guest frames backed by a range of host memory.
 ///
 /// Lives in raw memory, as readers follow it without reference counting; immutable while a reader can reach it, except
-/// for the bits of the dirty bitmap. Behind it in memory are its links for the trees of both slot sets, which change while
-/// the slot does not: those of the active set are readers', those of the inactive one the writer's.
+/// for the bits of the dirty bitmap. Behind it in memory are its leaf in the order by guest frame, which only writers use,
+/// and its links for the trees by host address of both slot sets, which change while the slot does not: those of the active
+/// set are readers', those of the inactive one the writer's. What a look-up by frame reads is in one cache line.
 public struct MemorySlot: ~Copyable {
     /// The slot's number within its address space.
     public let id: UInt16
     /// The number of the address space (0 normal, 1 system management).
     public let addressSpace: UInt8
+    /// Where in its slab the slot is.
+    let place: UInt8
     /// The first guest frame.
     public private(set) var baseFrame: GuestFrameNumber
     /// The number of guest frames.
@@ -23,12 +25,12 @@ public struct MemorySlot: ~Copyable {
     /// One bit a page, set when it was written; nil while the slot is not logged. In whole words, owned by whoever frees
     /// the slot last.
     var dirtyBitmap: UnsafeMutablePointer<UInt64>?
-    /// The heap order of the trees; the same in both sets.
+    /// The heap order of the trees by host address; the same in both sets.
     let priority: UInt64
 
     typealias Pointer = UnsafeMutablePointer<MemorySlot>
 
-    /// The slot's place in a tree of one set.
+    /// The slot's place in the tree by host address of one set.
     struct Links {
         var left: Pointer?
         var right: Pointer?
@@ -50,9 +52,10 @@ public struct MemorySlot: ~Copyable {
         static let settable: Flags = [.logDirtyPages, .readOnly]
     }
 
-    init(_ description: MemorySlotDescription, dirtyBitmap: UnsafeMutablePointer<UInt64>?) {
+    init(_ description: MemorySlotDescription, dirtyBitmap: UnsafeMutablePointer<UInt64>?, place: UInt8) {
         id = description.id
         addressSpace = description.addressSpace
+        self.place = place
         baseFrame = description.baseFrame
         pageCount = description.pageCount
         hostAddress = description.hostAddress
@@ -155,45 +158,39 @@ public struct MemorySlot: ~Copyable {
 }
 
 extension UnsafeMutablePointer where Pointee == MemorySlot {
-    /// Links by frame for two sets, links by host address for two sets, greatest host ends for two sets.
-    fileprivate static var byteCount: Int {
-        MemoryLayout<MemorySlot>.stride + 4 * MemoryLayout<MemorySlot.Links>.stride + 2 * MemoryLayout<UInt>.stride
+    // Behind the slot: its leaf, links for two sets, greatest host ends for two sets. Two cache lines in all.
+    private static var leafOffset: Int { MemoryLayout<MemorySlot>.stride }
+    private static var linksOffset: Int { leafOffset + MemoryLayout<MemorySlotNode?>.stride }
+    private static var endsOffset: Int { linksOffset + 2 * MemoryLayout<MemorySlot.Links>.stride }
+    /// The memory of a slot, in whole cache lines.
+    static var byteCount: Int { (endsOffset + 2 * MemoryLayout<UInt>.stride + 63) & ~63 }
+
+    /// Makes a slot, which no set holds, in a place for one.
+    func make(_ slot: consuming MemorySlot) {
+        initialize(to: slot)
+        let memory = UnsafeMutableRawPointer(self)
+        (memory + Self.leafOffset).initializeMemory(as: MemorySlotNode?.self, repeating: nil, count: 1)
+        (memory + Self.linksOffset).initializeMemory(as: MemorySlot.Links.self, repeating: MemorySlot.Links(), count: 2)
+        (memory + Self.endsOffset).initializeMemory(as: UInt.self, repeating: 0, count: 2)
     }
 
-    /// Makes a slot that no set holds; nil if memory is short.
-    static func make(_ slot: consuming MemorySlot) -> Self? {
-        guard let memory = aligned_alloc(64, (byteCount + 63) & ~63) else { return nil }
-        let pointer = memory.bindMemory(to: MemorySlot.self, capacity: 1)
-        pointer.initialize(to: slot)
-        let links = memory + MemoryLayout<MemorySlot>.stride
-        links.initializeMemory(as: MemorySlot.Links.self, repeating: MemorySlot.Links(), count: 4)
-        (links + 4 * MemoryLayout<MemorySlot.Links>.stride).initializeMemory(as: UInt.self, repeating: 0, count: 2)
-        return pointer
+    // SAFETY, of all three: `make` has put them behind the slot, whose stride is a multiple of their alignment.
+
+    /// The leaf that holds the slot in the order by guest frame. For writers.
+    var leaf: UnsafeMutablePointer<MemorySlotNode?> {
+        (UnsafeMutableRawPointer(self) + Self.leafOffset).assumingMemoryBound(to: MemorySlotNode?.self)
     }
 
-    /// Frees a slot that no set holds and no reader can reach; its bitmap is the caller's.
-    func free() {
-        deinitialize(count: 1)
-        Glibc.free(self)
-    }
-
-    // SAFETY, of all three: `make` placed them behind the slot, whose stride is a multiple of their alignment.
-
-    /// The slot's links in a set's (0 or 1) tree by guest frame.
+    /// The slot's links in a set's (0 or 1) tree by host address.
     @inline(__always)
-    func links(_ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> {
-        (UnsafeMutableRawPointer(self) + MemoryLayout<MemorySlot>.stride)
-            .assumingMemoryBound(to: MemorySlot.Links.self) + set
+    func hostLinks(_ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> {
+        (UnsafeMutableRawPointer(self) + Self.linksOffset).assumingMemoryBound(to: MemorySlot.Links.self) + set
     }
-
-    /// The slot's links in a set's tree by host address.
-    @inline(__always)
-    func hostLinks(_ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> { links(set) + 2 }
 
     /// The greatest end of host addresses in the subtree of which the slot is the root.
     @inline(__always)
     func greatestHostEnd(_ set: Int) -> UnsafeMutablePointer<UInt> {
-        UnsafeMutableRawPointer(links(4)).assumingMemoryBound(to: UInt.self) + set
+        (UnsafeMutableRawPointer(self) + Self.endsOffset).assumingMemoryBound(to: UInt.self) + set
     }
 }
 

@@ -1,7 +1,7 @@
 import Addressing
 import Synchronization
 
-/// One of the two sets of an address space's slots: trees by guest frame and by host address, a table by id, the slot used
+/// One of the two sets of an address space's slots: orders by guest frame and by host address, a table by id, the slot used
 /// last.
 ///
 /// Invariants:
@@ -9,21 +9,23 @@ import Synchronization
 /// 2. Slots of a set do not overlap in guest frames; in host addresses they may. Outside a change, both sets of an address
 ///    space hold the same slots.
 struct MemorySlotSet: ~Copyable {
-    private var frames: MemorySlotTree<GuestFrameOrder>
-    private var hostAddresses: MemorySlotTree<HostAddressOrder>
+    private(set) var frames: MemorySlotFrames
+    private var hostAddresses: MemorySlotHostTree
     /// Both sets' table.
     private let ids: MemorySlotIDs
     /// A slot of this set that a reader found, tried first; written by readers that miss.
     private let lastUsed = Atomic<MemorySlot.Pointer?>(nil)
 
-    /// - Parameter index: which of a slot's links are this set's (0 or 1).
-    init(index: Int, ids: MemorySlotIDs) {
-        frames = MemorySlotTree(set: index)
-        hostAddresses = MemorySlotTree(set: index)
+    /// - Parameter index: which of a slot's links, and of the nodes' versions, are this set's (0 or 1).
+    /// - Parameter changes: both sets'.
+    init(index: Int, ids: MemorySlotIDs, changes: MemorySlotFrames.Changes) {
+        frames = MemorySlotFrames(set: index, changes: changes)
+        hostAddresses = MemorySlotHostTree(set: index)
         self.ids = ids
     }
 
     /// Which of the two sets it is.
+    @inline(__always)
     var index: Int { frames.set }
 
     // MARK: Readers
@@ -40,18 +42,9 @@ struct MemorySlotSet: ~Copyable {
 
     @inline(never)
     private func walk(_ frame: GuestFrameNumber) -> MemorySlot.Pointer? {
-        var next = frames.root
-        while let slot = next {
-            if frame < slot.pointee.baseFrame {
-                next = slot.links(index).pointee.left
-            } else if slot.pointee.contains(frame) {
-                lastUsed.store(slot, ordering: .relaxed)
-                return slot
-            } else {
-                next = slot.links(index).pointee.right
-            }
-        }
-        return nil
+        guard let slot = frames.last(upTo: frame.value), slot.pointee.contains(frame) else { return nil }
+        lastUsed.store(slot, ordering: .relaxed)
+        return slot
     }
 
     /// The slot with the given id.
@@ -59,17 +52,7 @@ struct MemorySlotSet: ~Copyable {
 
     /// The slot with the greatest base below `frame`.
     func last(before frame: GuestFrameNumber) -> MemorySlot.Pointer? {
-        var found: MemorySlot.Pointer?
-        var next = frames.root
-        while let slot = next {
-            if slot.pointee.baseFrame < frame {
-                found = slot
-                next = slot.links(index).pointee.right
-            } else {
-                next = slot.links(index).pointee.left
-            }
-        }
-        return found
+        frame.value == 0 ? nil : frames.last(upTo: frame.value - 1)
     }
 
     /// Whether a slot other than `id` shares a frame with `frames`.
@@ -109,33 +92,49 @@ struct MemorySlotSet: ~Copyable {
 
     // MARK: Writers
 
-    /// Removes `old`, adds `new`, whose id is reserved, or puts `new` in the place of `old`, which has the same id and host
+    /// Gets what adding a slot may take.
+    ///
+    /// - Returns: false if memory is short.
+    func reserve() -> Bool { frames.reserve() }
+
+    /// Removes `old`, adds `new`, for which there is room, or puts `new` in the place of `old`, which has the same id and host
     /// address. Cannot fail.
     ///
     /// - Complexity: O(1) if both start at the same frame, else logarithmic in the number of slots.
     /// > Concurrency: the slots lock is held and the set is inactive.
     mutating func replace(_ old: MemorySlot.Pointer?, with new: MemorySlot.Pointer?) {
+        repeatChange(old, with: new)
+        if let old, let new, old.pointee.baseFrame == new.pointee.baseFrame {
+            frames.substitute(new, for: old)
+        } else {
+            if let old { frames.erase(old) }
+            if let new { frames.insert(new) }
+        }
+    }
+
+    /// Does as `replace`, but for the order by guest frame, for which `follow` is called behind the last change.
+    ///
+    /// - Complexity: O(1) if there are both, else logarithmic in the number of slots.
+    /// > Concurrency: as for `replace`.
+    mutating func repeatChange(_ old: MemorySlot.Pointer?, with new: MemorySlot.Pointer?) {
         if let old, lastUsed.load(ordering: .relaxed) == old { lastUsed.store(new, ordering: .relaxed) }
         ids.replace((old ?? new)!.pointee.id, set: index, with: new)
         guard let old, let new else {
-            if let old {
-                frames.erase(old)
-                hostAddresses.erase(old)
-            }
-            if let new {
-                frames.insert(new)
-                hostAddresses.insert(new)
-            }
+            if let old { hostAddresses.erase(old) }
+            if let new { hostAddresses.insert(new) }
             return
         }
         assert(old.pointee.hostRange == new.pointee.hostRange)
         hostAddresses.substitute(new, for: old)
-        if old.pointee.baseFrame == new.pointee.baseFrame {
-            frames.substitute(new, for: old)
-        } else {
-            frames.erase(old)
-            frames.insert(new)
-        }
+    }
+
+    /// Makes the order by guest frame that of the active set. Cannot fail.
+    ///
+    /// - Parameter restoring: whether changes of this set are taken back, instead of repeated.
+    /// - Complexity: linear in the number of nodes changed.
+    /// > Concurrency: as for `replace`.
+    mutating func follow(_ active: UnsafePointer<MemorySlotSet>, restoring: Bool = false) {
+        frames.follow(active.pointee.frames, restoring: restoring)
     }
 
     /// Lets `body` change the frames of a slot of the set.
@@ -151,8 +150,10 @@ struct MemorySlotSet: ~Copyable {
     // MARK: Checks
 
     /// What is wrong with the set; nil if nothing.
-    func brokenInvariant() -> String? {
-        if let broken = frames.brokenInvariant("frame") ?? hostAddresses.brokenInvariant("host address") {
+    ///
+    /// - Parameter other: the other set of the address space.
+    func brokenInvariant(_ other: UnsafePointer<MemorySlotSet>) -> String? {
+        if let broken = frames.brokenInvariant(other.pointee.frames) ?? hostAddresses.brokenInvariant() {
             return broken
         }
         var previousEnd = GuestFrameNumber(0)
@@ -177,7 +178,7 @@ struct MemorySlotSet: ~Copyable {
                 broken = "slot \(slot.pointee.id) has a wrong greatest host end"
             }
         }
-        if count != 0 { broken = "the trees hold different numbers of slots" }
+        if count != 0 { broken = "the orders hold different numbers of slots" }
         if !isLastUsedPresent { broken = "the slot used last is not in the set" }
         return broken
     }

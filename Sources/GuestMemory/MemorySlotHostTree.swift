@@ -1,59 +1,10 @@
-/// By what a tree of slots is ordered, and where in a slot its links are.
-protocol MemorySlotOrder {
-    /// Whether nodes say something of the slots below them.
-    static var isSummarized: Bool { get }
-    static func links(_ slot: MemorySlot.Pointer, _ set: Int) -> UnsafeMutablePointer<MemorySlot.Links>
-    /// A strict order of the slots of a set.
-    static func precedes(_ a: MemorySlot.Pointer, _ b: MemorySlot.Pointer) -> Bool
-    /// Computes what `slot` says from itself and its children.
-    static func summarize(_ slot: MemorySlot.Pointer, _ set: Int)
-}
-
-/// By guest frame: the ranges of a set do not overlap.
-enum GuestFrameOrder: MemorySlotOrder {
-    static var isSummarized: Bool { false }
-
-    @inline(__always)
-    static func links(_ slot: MemorySlot.Pointer, _ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> {
-        slot.links(set)
-    }
-
-    @inline(__always)
-    static func precedes(_ a: MemorySlot.Pointer, _ b: MemorySlot.Pointer) -> Bool {
-        a.pointee.baseFrame < b.pointee.baseFrame
-    }
-
-    static func summarize(_ slot: MemorySlot.Pointer, _ set: Int) {}
-}
-
-/// By host address, then by id: ranges may overlap, so each node knows the greatest end in its subtree.
-enum HostAddressOrder: MemorySlotOrder {
-    static var isSummarized: Bool { true }
-
-    @inline(__always)
-    static func links(_ slot: MemorySlot.Pointer, _ set: Int) -> UnsafeMutablePointer<MemorySlot.Links> {
-        slot.hostLinks(set)
-    }
-
-    @inline(__always)
-    static func precedes(_ a: MemorySlot.Pointer, _ b: MemorySlot.Pointer) -> Bool {
-        (a.pointee.hostAddress, a.pointee.id) < (b.pointee.hostAddress, b.pointee.id)
-    }
-
-    static func summarize(_ slot: MemorySlot.Pointer, _ set: Int) {
-        let links = slot.hostLinks(set).pointee
-        var end = slot.pointee.hostRange.upperBound
-        if let left = links.left { end = max(end, left.greatestHostEnd(set).pointee) }
-        if let right = links.right { end = max(end, right.greatestHostEnd(set).pointee) }
-        slot.greatestHostEnd(set).pointee = end
-    }
-}
-
-/// A tree of the slots of a set, through links in the slots: changing it allocates nothing and cannot fail.
+/// The slots of a set by host address, then by id: a tree through links in the slots, so changing it allocates nothing and
+/// cannot fail.
 ///
-/// A treap: in `Order` from left to right, by `priority` from the root down. Priorities are scattered ids, so the depth is
-/// logarithmic whatever the addresses are, and trees of the same slots have the same shape.
-struct MemorySlotTree<Order: MemorySlotOrder> {
+/// A treap: ordered from left to right, by `priority` from the root down. Priorities are scattered ids, so the depth is
+/// logarithmic whatever the addresses are, and trees of the same slots have the same shape. Host ranges may overlap, so each
+/// node knows the greatest end in its subtree.
+struct MemorySlotHostTree {
     /// Which of a slot's links are this tree's.
     let set: Int
     private(set) var root: MemorySlot.Pointer?
@@ -61,7 +12,12 @@ struct MemorySlotTree<Order: MemorySlotOrder> {
     init(set: Int) { self.set = set }
 
     @inline(__always)
-    private func links(_ slot: MemorySlot.Pointer) -> UnsafeMutablePointer<MemorySlot.Links> { Order.links(slot, set) }
+    private func links(_ slot: MemorySlot.Pointer) -> UnsafeMutablePointer<MemorySlot.Links> { slot.hostLinks(set) }
+
+    @inline(__always)
+    private func precedes(_ a: MemorySlot.Pointer, _ b: MemorySlot.Pointer) -> Bool {
+        (a.pointee.hostAddress, a.pointee.id) < (b.pointee.hostAddress, b.pointee.id)
+    }
 
     /// Calls `body`, which may free it, with each slot in order.
     func forEach(_ body: (MemorySlot.Pointer) -> Void) { visit(root, body) }
@@ -83,7 +39,7 @@ struct MemorySlotTree<Order: MemorySlotOrder> {
         var isLeft = false
         while let current = next {
             parent = current
-            isLeft = Order.precedes(slot, current)
+            isLeft = precedes(slot, current)
             next = isLeft ? links(current).pointee.left : links(current).pointee.right
         }
         links(slot).pointee = MemorySlot.Links(left: nil, right: nil, parent: parent)
@@ -92,7 +48,7 @@ struct MemorySlotTree<Order: MemorySlotOrder> {
         } else {
             root = slot
         }
-        Order.summarize(slot, set)
+        summarize(slot)
         while let parent = links(slot).pointee.parent, parent.pointee.priority < slot.pointee.priority {
             rotateUp(slot)
         }
@@ -124,7 +80,7 @@ struct MemorySlotTree<Order: MemorySlotOrder> {
         setChild(of: old.links.parent, from: old.slot, to: new)
         if let left = old.links.left { links(left).pointee.parent = new }
         if let right = old.links.right { links(right).pointee.parent = new }
-        Order.summarize(new, set)
+        summarize(new)
         links(old.slot).pointee = MemorySlot.Links()
     }
 
@@ -146,8 +102,8 @@ struct MemorySlotTree<Order: MemorySlotOrder> {
         links(parent).pointee.parent = slot
         links(slot).pointee.parent = grandparent
         setChild(of: grandparent, from: parent, to: slot)
-        Order.summarize(parent, set)
-        Order.summarize(slot, set)
+        summarize(parent)
+        summarize(slot)
     }
 
     /// Makes `parent`, or the root, point to `new` where it pointed to `old`.
@@ -165,11 +121,19 @@ struct MemorySlotTree<Order: MemorySlotOrder> {
         }
     }
 
+    /// Computes the greatest end of `slot` from itself and its children.
+    private func summarize(_ slot: MemorySlot.Pointer) {
+        let links = links(slot).pointee
+        var end = slot.pointee.hostRange.upperBound
+        if let left = links.left { end = max(end, left.greatestHostEnd(set).pointee) }
+        if let right = links.right { end = max(end, right.greatestHostEnd(set).pointee) }
+        slot.greatestHostEnd(set).pointee = end
+    }
+
     private func summarizeUpwards(_ slot: MemorySlot.Pointer?) {
-        guard Order.isSummarized else { return }
         var next = slot
         while let slot = next {
-            Order.summarize(slot, set)
+            summarize(slot)
             next = links(slot).pointee.parent
         }
     }
@@ -177,23 +141,23 @@ struct MemorySlotTree<Order: MemorySlotOrder> {
     // MARK: Checks
 
     /// What is wrong with the tree; nil if nothing.
-    func brokenInvariant(_ name: String) -> String? {
+    func brokenInvariant() -> String? {
         var previous: MemorySlot.Pointer?
         var broken: String?
-        if let root, links(root).pointee.parent != nil { return "the root by \(name) has a parent" }
+        if let root, links(root).pointee.parent != nil { return "the root by host address has a parent" }
         forEach { slot in
             let id = slot.pointee.id
-            if let previous, !Order.precedes(previous, slot) { broken = "slot \(id) is out of order by \(name)" }
+            if let previous, !precedes(previous, slot) { broken = "slot \(id) is out of order by host address" }
             previous = slot
             let own = links(slot).pointee
-            if own.parent == nil && root != slot { broken = "slot \(id) has no parent by \(name)" }
+            if own.parent == nil && root != slot { broken = "slot \(id) has no parent by host address" }
             for child in [own.left, own.right] {
                 guard let child else { continue }
                 if links(child).pointee.parent != slot {
-                    broken = "slot \(child.pointee.id) has a wrong parent by \(name)"
+                    broken = "slot \(child.pointee.id) has a wrong parent by host address"
                 }
                 if child.pointee.priority > slot.pointee.priority {
-                    broken = "slot \(child.pointee.id) is too deep by \(name)"
+                    broken = "slot \(child.pointee.id) is too deep by host address"
                 }
             }
         }

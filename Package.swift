@@ -50,7 +50,7 @@ let package = Package(
             swiftSettings: execution),
         .target(name: "X86", dependencies: ["Addressing", "CZydis"], swiftSettings: execution),
         .target(name: "GuestMemory", dependencies: ["RCU", "Addressing", "Host"], swiftSettings: execution),
-        .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU"], swiftSettings: execution),
+        .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU", "Host"], swiftSettings: execution),
         .target(
             name: "Interrupts",
             dependencies: ["RCU", "Addressing", .product(name: "SystemPackage", package: "swift-system")],
@@ -120,6 +120,9 @@ let package = Package(
             swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing", "TestSupport"],
+            swiftSettings: execution),
+        .testTarget(
+            name: "MMUTests", dependencies: ["MMU", "X86", "GuestMemory", "RCU", "Host", "Addressing", "TestSupport"],
             swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
         .testTarget(

@@ -15,7 +15,7 @@ source "$(dirname "$0")/toolchain.sh"
 Tools/packages.sh build test || exit 1
 
 declare -A tests=(
-    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests InterruptsTests UserspaceKVMTests"
+    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests MMUTests InterruptsTests UserspaceKVMTests"
     [address]="HostTests GuestMemoryTests InterruptsTests DevicesTests KVMInterfaceTests MachineTests"
 )
 # A report must end the process, not start the backtracer of Swift's runtime.

@@ -131,7 +131,7 @@ let package = Package(
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(
-            name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost"],
+            name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost", "TestSupport"],
             swiftSettings: execution)
     ]
 )

@@ -58,6 +58,7 @@ final class FuzzMachine: ProcessorPlatform {
                 try memory.setUserMemoryRegion(region) { _ in }
             }
             storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 1 << 20), platform: self)
+            storage?.prepare()
         } catch {
             fatalError("no machine: \(error)")
         }

@@ -23,17 +23,19 @@ extension GuestMemory {
 
     /// Copies bytes into guest memory and marks the pages dirty.
     ///
+    /// - Parameter ring: that of the vCPU on whose behalf it is written.
     /// - Throws: `Errno.badAddress` if a byte lies in no slot or in a read-only one; bytes before it are written.
     /// > Concurrency: inside a read section of the domain.
     public func write(
-        _ address: GuestPhysicalAddress, from buffer: UnsafeRawBufferPointer, addressSpace: Int = 0
+        _ address: GuestPhysicalAddress, from buffer: UnsafeRawBufferPointer, addressSpace: Int = 0,
+        ring: DirtyRing? = nil
     ) throws(Errno) {
         try forEachPage(address, byteCount: buffer.count, addressSpace) { (slot, address, range) throws(Errno) in
             guard !slot.pointee.flags.contains(.readOnly) else { throw .badAddress }
             let page = slot.pointee.hostPointer(for: address.frame)
             // SAFETY: as above.
             memcpy(page + Int(address.offsetInPage), buffer.baseAddress! + range.lowerBound, range.count)
-            slot.pointee.markDirty(frame: address.frame)
+            slot.pointee.markDirty(frame: address.frame, ring: ring)
         }
     }
 

@@ -49,13 +49,9 @@ extension GuestMemory {
     public func clearDirtyLog(
         slot: UInt32, firstPage: UInt64, pageCount: UInt64, bits: [UInt64], flush: (MemorySlotDescription) -> Void
     ) throws(Errno) {
-        guard firstPage & 63 == 0 else { throw .invalidArgument }
         try slotsLock.withLock { () throws(Errno) in
-            let (description, bitmap) = try loggedSlot(slot)
-            guard firstPage <= description.pageCount, pageCount <= description.pageCount - firstPage,
-                pageCount & 63 == 0 || firstPage + pageCount == description.pageCount,
-                MemorySlot.bitmapWordCount(pageCount: pageCount) <= bits.count
-            else { throw .invalidArgument }
+            let (description, bitmap) = try loggedSlot(slot, firstPage: firstPage, pageCount: pageCount)
+            guard MemorySlot.bitmapWordCount(pageCount: pageCount) <= bits.count else { throw .invalidArgument }
             var isAnyCleared = false
             for index in 0..<MemorySlot.bitmapWordCount(pageCount: pageCount) where bits[index] != 0 {
                 let word = MemorySlot.atomic(bitmap + Int(firstPage / 64) + index)
@@ -67,8 +63,30 @@ extension GuestMemory {
         }
     }
 
-    /// The bitmap of a slot that is logged. The slots lock is held.
+    /// Whether `clearDirtyLog` could be asked for a range now: the slot may change meanwhile.
+    ///
+    /// - Throws: what `clearDirtyLog` would.
+    /// > Concurrency: takes the slots lock; not inside a read section.
+    public func checkLogRange(slot: UInt32, firstPage: UInt64, pageCount: UInt64) throws(Errno) {
+        try slotsLock.withLock { () throws(Errno) in
+            _ = try loggedSlot(slot, firstPage: firstPage, pageCount: pageCount)
+        }
+    }
+
+    /// The bitmap of a slot that is logged, for a range of whole words of it. The slots lock is held.
     private func loggedSlot(
+        _ slot: UInt32, firstPage: UInt64, pageCount: UInt64
+    ) throws(Errno) -> (MemorySlotDescription, UnsafeMutablePointer<UInt64>) {
+        guard firstPage & 63 == 0 else { throw .invalidArgument }
+        let found = try loggedSlot(slot)
+        guard firstPage <= found.0.pageCount, pageCount <= found.0.pageCount - firstPage,
+            pageCount & 63 == 0 || firstPage + pageCount == found.0.pageCount
+        else { throw .invalidArgument }
+        return found
+    }
+
+    /// The bitmap of a slot that is logged. The slots lock is held.
+    func loggedSlot(
         _ slot: UInt32
     ) throws(Errno) -> (MemorySlotDescription, UnsafeMutablePointer<UInt64>) {
         let addressSpace = Int(slot >> 16)

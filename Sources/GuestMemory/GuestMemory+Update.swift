@@ -237,6 +237,7 @@ extension GuestMemory {
         guard new.flags.contains(.logDirtyPages) else { return nil }
         if let old { return old }
         guard let bitmap = allocator.makeBitmap(pageCount: new.pageCount) else { throw .noMemory }
+        if logsStartSet.load(ordering: .relaxed) { MemorySlot.fill(bitmap, pageCount: new.pageCount) }
         return bitmap
     }
 

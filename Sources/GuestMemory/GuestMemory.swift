@@ -30,6 +30,9 @@ public final class GuestMemory: @unchecked Sendable {
     let slotsLock = FutexLock()
     /// Under the slots lock.
     let allocator = MemorySlotAllocator()
+    /// Whether the pages of a slot count as written when logging begins (`KVM_DIRTY_LOG_INITIALLY_SET`): what there is to
+    /// clear is then cleared piece by piece, and nothing has to be protected at once.
+    public let logsStartSet = Atomic<Bool>(false)
     /// The pages of all slots. Under the slots lock.
     var totalPageCount: UInt64 = 0
 

@@ -91,9 +91,16 @@ public struct MemorySlot: ~Copyable {
     ///
     /// > Concurrency: inside the read section in which the slot was looked up, so that a change that waits for readers
     /// > also waits for the bit.
+    ///
+    /// - Parameter ring: where the vCPU that writes reports the page, if it was not marked already.
     @inline(__always)
-    public func markDirty(frame: GuestFrameNumber) {
+    public func markDirty(frame: GuestFrameNumber, ring: DirtyRing? = nil) {
         guard let dirtyBitmap else { return }
+        mark(frame, dirtyBitmap, ring)
+    }
+
+    @inline(never)
+    private func mark(_ frame: GuestFrameNumber, _ dirtyBitmap: UnsafeMutablePointer<UInt64>, _ ring: DirtyRing?) {
         let page = frame.value &- baseFrame.value
         assert(page < pageCount, "frame \(frame.value) is not in slot \(id)")
         let word = Self.atomic(dirtyBitmap + Int(page / 64))
@@ -101,7 +108,8 @@ public struct MemorySlot: ~Copyable {
         if word.pointee.load(ordering: .relaxed) & bit != 0 { return }
         // ORDERING: release pairs with the acquiring exchange of `getDirtyLog`: whoever takes the bit sees what this
         // thread wrote to the page before.
-        word.pointee.bitwiseOr(bit, ordering: .releasing)
+        let old = word.pointee.bitwiseOr(bit, ordering: .releasing).oldValue
+        if old & bit == 0, let ring { ring.push(slot: UInt32(addressSpace) << 16 | UInt32(id), offset: page) }
     }
 
     /// The slot's properties as a value that may leave the read section.
@@ -123,6 +131,13 @@ public struct MemorySlot: ~Copyable {
 
     /// The number of 64-bit words that hold one bit a page.
     static func bitmapWordCount(pageCount: UInt64) -> Int { Int((pageCount + 63) / 64) }
+
+    /// Sets the bits of all pages in a bitmap that nobody else uses.
+    static func fill(_ bitmap: UnsafeMutablePointer<UInt64>, pageCount: UInt64) {
+        let count = bitmapWordCount(pageCount: pageCount)
+        bitmap.update(repeating: ~0, count: count)
+        if pageCount % 64 != 0 { bitmap[count - 1] = 1 << (pageCount % 64) - 1 }
+    }
 
     @inline(__always)
     static func atomic(_ word: UnsafeMutablePointer<UInt64>) -> UnsafeMutablePointer<Atomic<UInt64>> {

@@ -80,10 +80,35 @@ public struct MemoryMapping: ~Copyable, @unchecked Sendable {
         _ file: borrowing OwnedDescriptor, offset: Int, in range: Range<Int>, protection: Protection = .readWrite
     ) throws(Errno) {
         try check(range)
+        guard martlet_take_mapping() != 0 else { throw .noMemory }
         let placed = mmap(
             baseAddress + range.lowerBound, range.count, protection.rawValue,
             MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file.rawValue, offset)
         if placed == MAP_FAILED { throw lastError() }
+    }
+
+    /// Replaces a part of this mapping by zeroed memory that `duplicate` can map once more.
+    ///
+    /// - Throws: as `place`.
+    public borrowing func share(_ range: Range<Int>) throws(Errno) {
+        try check(range)
+        guard martlet_take_mapping() != 0 else { throw .noMemory }
+        let mapped = mmap(
+            baseAddress + range.lowerBound, range.count, PROT_READ | PROT_WRITE,
+            MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0)
+        if mapped == MAP_FAILED { throw lastError() }
+    }
+
+    /// Maps a part that was made with `share` once more, in the place of another part: both are the same memory then.
+    ///
+    /// Takes one or two of the mappings that a process may have (`vm.max_map_count`).
+    /// - Throws: as `place`.
+    public borrowing func duplicate(_ range: Range<Int>, at offset: Int) throws(Errno) {
+        try check(range)
+        try check(offset..<offset + range.count)
+        guard martlet_take_mapping() != 0 else { throw .noMemory }
+        let mapped = martlet_duplicate_mapping(baseAddress + range.lowerBound, range.count, baseAddress + offset)
+        if mapped == MAP_FAILED { throw lastError() }
     }
 
     /// Changes what accesses a part of the mapping allows. The C function is `mprotect`.
@@ -128,8 +153,18 @@ public struct MemoryMapping: ~Copyable, @unchecked Sendable {
         _ offset: Int
     ) throws(Errno) -> MemoryMapping {
         let size = try roundedToPages(byteCount)
+        guard martlet_take_mapping() != 0 else { throw .noMemory }
         let mapped = mmap(address, size, protection.rawValue, flags, fd, offset)
         guard let mapped, mapped != MAP_FAILED else { throw lastError() }
         return MemoryMapping(mapped, size)
+    }
+}
+
+extension MemoryMapping {
+    /// Lets a test fail mappings: of those that `body` makes on this thread, all but the first `count`.
+    package static func failing<Result>(after count: Int, _ body: () -> Result) -> Result {
+        martlet_set_mappings_left(Int64(count))
+        defer { martlet_set_mappings_left(-1) }
+        return body()
     }
 }

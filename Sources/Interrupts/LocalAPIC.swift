@@ -244,6 +244,16 @@ public final class LocalAPIC: @unchecked Sendable {
         host.armTimer(deadlineNanoseconds: nil)
     }
 
+    /// The state after power-up, with the identifier given at creation; everything that others posted is gone.
+    /// > Concurrency: the owner, while nobody posts.
+    public func resetForPowerUp() {
+        withdraw([.nmi, .unhalt, .initialize, .startup])
+        xAPICID = UInt8(truncatingIfNeeded: initialID)
+        base = APICBase.defaultAddress | APICBase.enable | base & APICBase.bootstrapProcessor
+        setPowerUpRegisters()
+        host.armTimer(deadlineNanoseconds: nil)
+    }
+
     /// Registers as after power-up or INIT; identifiers and base stay.
     func setPowerUpRegisters() {
         requests.assign(VectorSet())

@@ -26,7 +26,11 @@ public protocol KVMBackend: AnyObject, Sendable {
     /// and ``unmapRunArea(_:)`` was called.
     func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer
 
-    /// `munmap` of what ``mapRunArea(_:)`` returned.
+    /// `mmap` of a vCPU's dirty ring, which has `byteCount` bytes, at `KVM_DIRTY_LOG_PAGE_OFFSET`. Valid as long as what
+    /// ``mapRunArea(_:)`` returned.
+    func mapDirtyRing(_ vcpu: KVMDescriptor, byteCount: Int) throws(Errno) -> UnsafeMutableRawBufferPointer
+
+    /// `munmap` of what ``mapRunArea(_:)`` or ``mapDirtyRing(_:byteCount:)`` returned.
     func unmapRunArea(_ area: UnsafeMutableRawBufferPointer)
 
     /// Makes a thread that is inside `KVM_RUN` of `vcpu` look at `immediate_exit`; nothing happens if there is none.
@@ -36,6 +40,13 @@ public protocol KVMBackend: AnyObject, Sendable {
 
     /// `close`. The object lives on while others refer to it, as a virtual CPU refers to its machine.
     func close(_ descriptor: KVMDescriptor)
+}
+
+extension KVMBackend {
+    /// A backend without dirty rings: as `mmap` where there is none.
+    public func mapDirtyRing(
+        _ vcpu: KVMDescriptor, byteCount: Int
+    ) throws(Errno) -> UnsafeMutableRawBufferPointer { throw .invalidArgument }
 }
 
 // The types below are the ABI's C structures: trivial, though Swift cannot see it of those with unions.

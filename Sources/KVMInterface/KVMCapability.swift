@@ -56,6 +56,11 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let immediateExit = Self(rawValue: 136)
     public static let getMSRFeatures = Self(rawValue: 153)
     public static let exceptionPayload = Self(rawValue: 164)
+    /// The answer is which of the flags `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE` and `KVM_DIRTY_LOG_INITIALLY_SET` can be enabled.
+    public static let manualDirtyLogProtect = Self(rawValue: 168)
+    /// The answer is the largest size in bytes.
+    public static let dirtyLogRing = Self(rawValue: 192)
+    public static let dirtyLogRingAcquireRelease = Self(rawValue: 223)
     public static let setGuestDebug2 = Self(rawValue: 195)
     public static let specialRegisters2 = Self(rawValue: 200)
     /// The answer is the number of guest physical address bits.
@@ -70,4 +75,6 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
 
     /// ``KVMRequest/setUserMemoryRegions`` exists; the answer is the greatest number of changes of one call.
     public static let memoryRegionBatch = Self(rawValue: 0x4D54_0001)
+    /// ``KVMRequest/parkVCPU`` exists.
+    public static let vcpuParking = Self(rawValue: 0x4D54_0002)
 }

@@ -17,6 +17,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     // To a virtual machine.
     case createVCPU = 0x0000_AE41
     case getDirtyLog = 0x4010_AE42
+    case clearDirtyLog = 0xC018_AEC0
+    case resetDirtyRings = 0x0000_AEC7
     case setUserMemoryRegion = 0x4020_AE46
     case setTSSAddress = 0x0000_AE47
     case setIdentityMapAddress = 0x4008_AE48
@@ -41,6 +43,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
 
     /// Several changes of memory slots as one; see ``MemoryBatch``.
     case setUserMemoryRegions = 0x4008_AEF0
+    /// Unplugs the virtual CPU whose id is the argument.
+    case parkVCPU = 0x0000_AEF1
 
     // To a virtual CPU.
     case run = 0x0000_AE80

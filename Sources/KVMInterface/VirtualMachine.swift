@@ -64,7 +64,8 @@ public final class VirtualMachine: Sendable {
     // MARK: Virtual CPUs
 
     /// Adds a virtual CPU. The corresponding C request is `KVM_CREATE_VCPU`.
-    /// - Throws: `Errno.invalidArgument` if `id` or the count is too large, `Errno.fileExists` if `id` is taken.
+    /// - Throws: `Errno.invalidArgument` if `id` or the count is too large, `Errno.fileExists` if `id` is taken, and not by a
+    ///   vCPU that was unplugged.
     public func createVCPU(id: UInt32) throws(Errno) -> VCPU {
         let vcpu = KVMDescriptor(rawValue: try backend.call(descriptor, .createVCPU, UInt(id)))
         do {
@@ -74,6 +75,14 @@ public final class VirtualMachine: Sendable {
             throw error
         }
     }
+
+    /// Unplugs a virtual CPU: nothing reaches it any more, and it does not run. ``createVCPU(id:)`` with its id plugs it in
+    /// again, in its state after power-up. The corresponding C request is `KVMRequest.parkVCPU`, which only Martlet's own
+    /// core has.
+    ///
+    /// - Throws: `Errno.noSuchFileOrDirectory` if there is none with that id, `Errno.resourceBusy` if it is in use: as a rule
+    ///   inside ``VCPU/run()``.
+    public func parkVCPU(id: UInt32) throws(Errno) { try backend.call(descriptor, .parkVCPU, UInt(id)) }
 
     /// Which vCPU is the bootstrap processor; before any is created. The corresponding C request is
     /// `KVM_SET_BOOT_CPU_ID`.

@@ -74,6 +74,9 @@ public final class GuestWalk {
         public static var fetch: UInt32 { 1 << 4 }
     }
 
+    /// Where pages are reported in which the walk sets accessed and dirty bits.
+    public var dirtyRing: DirtyRing?
+
     /// The number of physical address bits; higher ones are reserved in entries.
     public var physicalAddressBits: UInt64 = 48
 
@@ -373,6 +376,8 @@ public final class GuestWalk {
 
     private func markDirty(_ address: UInt64) {
         let frame = GuestFrameNumber(address >> 12)
-        if let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) { slot.pointee.markDirty(frame: frame) }
+        if let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) {
+            slot.pointee.markDirty(frame: frame, ring: dirtyRing)
+        }
     }
 }

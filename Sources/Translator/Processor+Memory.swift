@@ -68,7 +68,7 @@ extension Processor {
         let isReadOnly = slot.pointee.flags.contains(.readOnly)
         if kind == .write {
             if isReadOnly { return .device(translation.physical | linear & 0xFFF) }
-            slot.pointee.markDirty(frame: frame)
+            slot.pointee.markDirty(frame: frame, ring: walk.dirtyRing)
             if cache.isMarked(frame.value) { return .memory(host, page: frame.value, isGuarded: true) }
             tlb.insert(
                 linear, tlbMode, .write, host: page, isGlobal: translation.isGlobal, pageShift: translation.pageShift)
@@ -330,6 +330,12 @@ extension Processor {
         let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
         missFault = nil
         followTranslatedCode()
+        if let ring = walk.dirtyRing, ring.isFull {
+            // Leaves the block: one more instruction, and the client is asked to make room.
+            raiseAttention()
+            setRIP(fromOffset: descriptor.offset)
+            return 1
+        }
         do throws(GuestFault) {
             let address = try normalized(linear)
             if Int(address & 0xFFF) + descriptor.byteCount <= 4096,

@@ -7,12 +7,16 @@ import X86
 
 /// The dispatcher: finds blocks, enters them, and does what they could not.
 extension Processor {
+    /// Makes the processor ready to access memory, as `run()` does: one that never runs keeps no memory for that.
+    public func prepare() { tlb.prepare() }
+
     /// Runs guest code until something needs the caller. Delivers `system.pendingEvent` first, if there is one.
     public func run() -> RunResult {
         withGuestControl { dispatch() }
     }
 
     private func dispatch() -> RunResult {
+        prepare()
         followCacheResets()
         foundCode = 0
         mirrorTimeStamp()

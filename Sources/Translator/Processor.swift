@@ -17,6 +17,11 @@ public final class Processor {
     let memory: GuestMemory
     /// The slot that was used last.
     var lastSlot = MemorySlotCache()
+    /// Where written pages are reported, if the client reads rings; fixed before the processor runs.
+    public var dirtyRing: DirtyRing? {
+        get { walk.dirtyRing }
+        set { walk.dirtyRing = newValue }
+    }
     let walk: GuestWalk
     let tlb: SoftTLB
     let cache: TranslationCache

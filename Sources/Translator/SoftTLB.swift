@@ -1,5 +1,4 @@
-import CHost
-import Glibc
+import Host
 import MMU
 import Synchronization
 import SystemPackage
@@ -25,6 +24,9 @@ import X86
 /// kernel's code lies in global pages as a rule and outlives the flushes of an address space. Empty entries use the same
 /// trick as data entries.
 ///
+/// **Memory.** Behind the partitions lie, for each, what Swift remembers of it. All of it is address space that takes memory when
+/// it is used: a partition is filled with empty entries when it is first entered, and zero is what the rest begins with.
+///
 /// **Who writes.** Only the vCPU's thread fills and clears. Others ask it to (``ProcessorRequests``).
 final class SoftTLB {
     // Shape. `indexBits` address bits and the half bit select a data entry.
@@ -42,6 +44,7 @@ final class SoftTLB {
     static var jumpPageBasesOffset: Int { jumpTargetsOffset + jumpEntryCount * 8 }
     static var dataOffset: Int { jumpPageBasesOffset + jumpEntryCount * 8 }
     static var partitionBytes: Int { dataOffset + Mode.allCases.count * 4 * arrayBytes }
+    /// How many there are, unless the process runs out of mappings.
     static var partitionCount: Int { 8 }
 
     /// The table set translated code uses.
@@ -66,8 +69,26 @@ final class SoftTLB {
         /// Where data entries, and jump or fetch entries, are fragments of large pages.
         var largeData = LargeRegions()
         var largeCode = LargeRegions()
-        var userCode = CodeMemory()
-        var systemCode = CodeMemory()
+        var userCode: CodeMemory
+        var systemCode: CodeMemory
+        let fetchEntries: UnsafeMutablePointer<FetchEntry>
+
+        static var byteCount: Int {
+            numberCount * 2 + numberCount + 2 * CodeMemory.wordCount * 8
+                + fetchEntryCount * MemoryLayout<FetchEntry>.stride
+        }
+
+        /// - Parameter memory: zeroed, `byteCount` bytes, aligned to a page.
+        init(_ memory: UnsafeMutableRawPointer) {
+            // SAFETY: one behind the other, each a multiple of 8 bytes long; zero is a value of each type.
+            log = memory.assumingMemoryBound(to: UInt16.self)
+            marks = (memory + numberCount * 2).assumingMemoryBound(to: UInt8.self)
+            let words = (memory + numberCount * 3).assumingMemoryBound(to: UInt64.self)
+            userCode = CodeMemory(pages: words)
+            systemCode = CodeMemory(pages: words + CodeMemory.wordCount)
+            fetchEntries = UnsafeMutableRawPointer(words + 2 * CodeMemory.wordCount)
+                .assumingMemoryBound(to: FetchEntry.self)
+        }
     }
 
     /// Bloom filters of the 2 MiB and 1 GiB regions with large pages, one for each half of the address space: the kernel's
@@ -100,15 +121,16 @@ final class SoftTLB {
 
     /// What is known about jump and fetch entries of user modes, or of the others.
     private struct CodeMemory {
-        var generation: UInt64 = 0
+        /// Starts at 1: entries of zeroed memory are of none.
+        var generation: UInt64 = 1
         /// Code lies in a page that is not global.
         var hasLocalPages = false
         /// A Bloom filter of the pages with entries.
-        let pages = UnsafeMutablePointer<UInt64>.allocate(capacity: Self.wordCount)
+        let pages: UnsafeMutablePointer<UInt64>
 
         static var wordCount: Int { 128 }
 
-        init() { pages.initialize(repeating: 0, count: Self.wordCount) }
+        init(pages: UnsafeMutablePointer<UInt64>) { self.pages = pages }
 
         private static func bit(_ linear: UInt64) -> (word: Int, bit: UInt64) {
             let hash = (linear >> 12) &* 0x9E37_79B9_7F4A_7C15
@@ -143,15 +165,14 @@ final class SoftTLB {
     private static var fetchEntryCount: Int { 512 }
 
     private struct FetchEntry {
-        var page: UInt64 = 1
-        var generation: UInt64 = 0
-        var physical: UInt64 = 0
+        var page: UInt64
+        var generation: UInt64
+        var physical: UInt64
     }
 
+    private let memory: MemoryMapping
     private let area: UnsafeMutableRawPointer
-    private let areaBytes: Int
     private var partitions: [Partition]
-    private let fetchEntries: UnsafeMutablePointer<FetchEntry>
     private(set) var current = 0
     private var useCounter: UInt64 = 0
     /// The number the cache of blocks gave the current translation mode, below 128.
@@ -167,52 +188,37 @@ final class SoftTLB {
 
     /// - Throws: the errno of the failed mapping.
     init() throws(Errno) {
-        let stride = Self.partitionBytes
-        areaBytes = stride * Self.partitionCount
-        let file = martlet_memfd_create("martlet-vcpu", UInt32(MARTLET_MFD_CLOEXEC))
-        guard file >= 0 else { throw Errno(rawValue: errno) }
-        defer { close(file) }
-        guard ftruncate(file, off_t(CPUState.byteCount)) == 0 else { throw Errno(rawValue: errno) }
-        guard
-            let reserved = mmap(
-                nil, areaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
-            reserved != MAP_FAILED
-        else { throw Errno(rawValue: errno) }
-        for i in 0..<Self.partitionCount {
-            let place = mmap(
-                reserved + i * stride, CPUState.byteCount, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0)
-            if place == MAP_FAILED {
-                let error = Errno(rawValue: errno)
-                munmap(reserved, areaBytes)
-                throw error
-            }
-        }
-        area = reserved
-        activeBase = reserved
-        state = CPUState(base: reserved)
-        fetchEntries = .allocate(capacity: Self.fetchEntryCount * Self.partitionCount)
-        fetchEntries.initialize(repeating: FetchEntry(), count: Self.fetchEntryCount * Self.partitionCount)
-        partitions = (0..<Self.partitionCount).map { _ in
-            let marks = UnsafeMutablePointer<UInt8>.allocate(capacity: Self.numberCount)
-            marks.initialize(repeating: 0, count: Self.numberCount)
-            return Partition(log: .allocate(capacity: Self.numberCount), marks: marks)
-        }
-        partitions[0].isUsed = true
-        reset(0)
+        let recordsOffset = Self.partitionBytes * Self.partitionCount
+        memory = try .anonymous(byteCount: recordsOffset + Partition.byteCount * Self.partitionCount)
+        try memory.share(0..<CPUState.byteCount)
+        let area = memory.baseAddress
+        self.area = area
+        activeBase = area
+        state = CPUState(base: area)
+        partitions = (0..<Self.partitionCount).map { Partition(area + recordsOffset + $0 * Partition.byteCount) }
         let base = state.base
         base.storeBytes(of: UInt64(UInt(bitPattern: base)), toByteOffset: CPUState.selfOffset, as: UInt64.self)
         updateModeTag()
     }
 
-    deinit {
-        for partition in partitions {
-            partition.log.deallocate()
-            partition.marks.deallocate()
-            partition.userCode.pages.deallocate()
-            partition.systemCode.pages.deallocate()
+    /// Makes the active partition ready for translated code. Costs nothing once it is.
+    @inline(__always)
+    func prepare() {
+        if !partitions[current].isUsed { _ = use(current) }
+    }
+
+    /// Makes a partition ready that was not used before: the state page appears in it.
+    ///
+    /// - Returns: false if the process can have no more mappings; the first always succeeds.
+    private func use(_ partition: Int) -> Bool {
+        if partition != 0 {
+            do throws(Errno) {
+                try memory.duplicate(0..<CPUState.byteCount, at: partition * Self.partitionBytes)
+            } catch { return false }
         }
-        fetchEntries.deallocate()
-        munmap(area, areaBytes)
+        reset(partition)
+        partitions[partition].isUsed = true
+        return true
     }
 
     /// What GS base must be while guest code runs.
@@ -309,16 +315,16 @@ final class SoftTLB {
 
     /// Forgets everything of every address space.
     func flushAll() {
-        for i in 0..<Self.partitionCount where partitions[i].isUsed { flush(partition: i, keepingGlobal: false) }
+        for i in partitions.indices where partitions[i].isUsed { flush(partition: i, keepingGlobal: false) }
     }
 
     func flushNonGlobal() {
-        for i in 0..<Self.partitionCount where partitions[i].isUsed { flush(partition: i, keepingGlobal: true) }
+        for i in partitions.indices where partitions[i].isUsed { flush(partition: i, keepingGlobal: true) }
     }
 
     /// Forgets the non-global entries of one address space.
     func flush(pcid: UInt16) {
-        for i in 0..<Self.partitionCount where partitions[i].isUsed && partitions[i].pcid == pcid {
+        for i in partitions.indices where partitions[i].isUsed && partitions[i].pcid == pcid {
             flush(partition: i, keepingGlobal: true)
         }
     }
@@ -327,7 +333,7 @@ final class SoftTLB {
     func flush(page linear: UInt64, pcid: UInt16?) {
         let page = linear & ~0xFFF
         let index = Self.index(page)
-        for i in 0..<Self.partitionCount where partitions[i].isUsed && (pcid == nil || partitions[i].pcid == pcid) {
+        for i in partitions.indices where partitions[i].isUsed && (pcid == nil || partitions[i].pcid == pcid) {
             if partitions[i].largeData.mayHold(page) { dropLargeRegion(i, page) }
             for mode in Mode.allCases {
                 for kind in [Kind.read, .write] {
@@ -350,7 +356,7 @@ final class SoftTLB {
 
     /// Empties all entries that allow writing.
     func dropWriteEntries() {
-        for i in 0..<Self.partitionCount where partitions[i].isUsed {
+        for i in partitions.indices where partitions[i].isUsed {
             clearEntries(i) { $0 / Self.entryCount & 1 == Kind.write.rawValue }
         }
     }
@@ -359,7 +365,7 @@ final class SoftTLB {
     func activate(pcid: UInt16) {
         useCounter += 1
         var victim = 0
-        for i in 0..<Self.partitionCount {
+        for i in partitions.indices {
             if partitions[i].isUsed && partitions[i].pcid == pcid {
                 select(i)
                 return
@@ -372,9 +378,10 @@ final class SoftTLB {
         }
         if partitions[victim].isUsed {
             flush(partition: victim, keepingGlobal: true)
-        } else {
-            reset(victim)
-            partitions[victim].isUsed = true
+        } else if !use(victim) {
+            // Those that there are have to do.
+            partitions.removeSubrange(victim...)
+            return activate(pcid: pcid)
         }
         partitions[victim].pcid = pcid
         select(victim)
@@ -409,7 +416,7 @@ final class SoftTLB {
 
     /// Forgets all jumps and fetch translations of all address spaces.
     func dropAllJumps() {
-        for i in 0..<Self.partitionCount where partitions[i].isUsed { dropJumps(i, user: true, system: true) }
+        for i in partitions.indices where partitions[i].isUsed { dropJumps(i, user: true, system: true) }
     }
 
     /// Blocks of another translation mode are wanted from now on.
@@ -480,7 +487,7 @@ final class SoftTLB {
 
     /// The guest physical page that `linear` is fetched from, if known.
     func lookupFetch(_ linear: UInt64, isUser: Bool) -> UInt64? {
-        let entry = fetchEntries[fetchIndex(linear)]
+        let entry = partitions[current].fetchEntries[fetchIndex(linear)]
         guard entry.page == linear & ~0xFFF | (isUser ? 2 : 0), entry.generation == generation(isUser: isUser)
         else {
             return nil
@@ -492,13 +499,13 @@ final class SoftTLB {
         noteCode(linear, isUser: isUser)
         partitions[current].largeCode.note(linear, pageShift: translation.pageShift)
         if !isUser && !translation.isGlobal { partitions[current].systemCode.hasLocalPages = true }
-        fetchEntries[fetchIndex(linear)] = FetchEntry(
+        partitions[current].fetchEntries[fetchIndex(linear)] = FetchEntry(
             page: linear & ~0xFFF | (isUser ? 2 : 0), generation: generation(isUser: isUser),
             physical: translation.physical)
     }
 
     private func fetchIndex(_ linear: UInt64) -> Int {
-        current * Self.fetchEntryCount + Int((linear >> 12 ^ linear >> 21) & UInt64(Self.fetchEntryCount - 1))
+        Int((linear >> 12 ^ linear >> 21) & UInt64(Self.fetchEntryCount - 1))
     }
 
     private func noteCode(_ linear: UInt64, isUser: Bool) {

@@ -45,7 +45,23 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
 
     public func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer {
         guard case .vcpu(let reference) = try descriptors.object(vcpu) else { throw .operationNotSupportedByDevice }
-        let area = reference.vcpu.runArea.bytes
+        return keep(reference, for: reference.vcpu.runArea.bytes)
+    }
+
+    /// - Throws: `EINVAL` if the vCPU has no ring or one of another size, `ENODEV` if it is no vCPU.
+    public func mapDirtyRing(
+        _ vcpu: KVMDescriptor, byteCount: Int
+    ) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        guard case .vcpu(let reference) = try descriptors.object(vcpu) else { throw .operationNotSupportedByDevice }
+        guard let ring = reference.vcpu.processor.dirtyRing, ring.bytes.count == byteCount
+        else { throw .invalidArgument }
+        return keep(reference, for: ring.bytes)
+    }
+
+    /// Keeps the vCPU alive while a part of it is mapped.
+    private func keep(
+        _ reference: DescriptorTable.VCPUReference, for area: UnsafeMutableRawBufferPointer
+    ) -> UnsafeMutableRawBufferPointer {
         mappingLock.withLock { mappings[UInt(bitPattern: area.baseAddress), default: []].append(reference) }
         return area
     }

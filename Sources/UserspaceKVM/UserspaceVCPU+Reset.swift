@@ -14,6 +14,26 @@ extension UserspaceVCPU {
         processor.system.activity = waits ? .uninitialized : .running
     }
 
+    /// Comes back after it was unplugged: as it was created, except for the ring of dirty pages, which is the client's too.
+    /// > Concurrency: the owner, while nobody finds the vCPU.
+    func plugIn(isBootstrapProcessor: Bool) {
+        isParked = false
+        cpuidTable = CPUIDTable()
+        paravirtualClock = ParavirtualClock()
+        clientTaskPriority = 0
+        pendingAccess = nil
+        signalMask = nil
+        hasRun = false
+        isUnhalted = false
+        startupVector = 0
+        signals.store(0, ordering: .relaxed)
+        runArea.bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        apic?.resetForPowerUp()
+        apic?.tscFrequencyKilohertz = vm.tscKilohertz
+        // Forgets every translation, too: no request has reached it.
+        powerUp(isBootstrapProcessor: isBootstrapProcessor)
+    }
+
     /// The effect of INIT: as power-up, but caches, vector registers, model-specific registers and time go on.
     /// > Source: Intel SDM volume 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT".
     func initialize() {

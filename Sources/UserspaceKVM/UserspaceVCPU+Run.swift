@@ -10,9 +10,11 @@ import X86
 extension UserspaceVCPU {
     /// `KVM_RUN`: runs guest code until something needs the client.
     ///
-    /// - Throws: `EINTR` for a signal or `immediate_exit`; `EFAULT` if guest memory could not be accessed.
+    /// - Throws: `EINTR` for a signal or `immediate_exit`; `EFAULT` if guest memory could not be accessed; `ENXIO` if the vCPU
+    ///   is unplugged.
     /// > Concurrency: the owner.
     func run() throws(Errno) -> Int32 {
+        guard !isParked else { throw .noSuchAddressOrDevice }
         if !hasRun { ClientSignals.wrapHandlers() }
         hasRun = true
         tookHostSignal.store(false, ordering: .relaxed)
@@ -30,6 +32,7 @@ extension UserspaceVCPU {
                 try waitForActivity()
                 continue
             }
+            if let ring = processor.dirtyRing, ring.isFull, !completes { return exit(KVM_EXIT_DIRTY_RING_FULL) }
             if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             // With attention raised, the processor completes the access that was answered and no more.
             if completes, mustReturn || hasPendingNMI { processor.raiseAttention() } else { processor.clearAttention() }

@@ -1,4 +1,5 @@
 import CHost
+import GuestMemory
 import Host
 import Interrupts
 import KVMInterface
@@ -21,7 +22,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     let index: Int
     unowned(unsafe) let vm: UserspaceVM
     let runArea: RunArea
-    private let runMemory: UnsafeMutableRawPointer
+    private let runMemory: MemoryMapping
 
     /// Held during every request to this vCPU, also during `KVM_RUN`.
     let lock = FutexLock()
@@ -54,6 +55,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var signalMask: UInt64?
     /// A handler of the client has run during this `KVM_RUN`. Written by the owner's thread, also in a signal handler.
     let tookHostSignal = Atomic<Bool>(false)
+    /// It was unplugged: no request reaches it, so it must not run.
+    var isParked = false
     /// `KVM_RUN` got past its first checks once; CPUID is fixed from then on.
     var hasRun = false
     /// A hypercall of another vCPU ended HLT.
@@ -68,13 +71,16 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         self.id = id
         self.index = index
         self.vm = vm
-        runMemory = .allocate(byteCount: Limits.runAreaByteCount, alignment: 4096)
-        runMemory.initializeMemory(as: UInt8.self, repeating: 0, count: Limits.runAreaByteCount)
-        runArea = RunArea(UnsafeMutableRawBufferPointer(start: runMemory, count: Limits.runAreaByteCount))
+        runMemory = try MemoryMapping.anonymous(byteCount: Limits.runAreaByteCount)
+        runArea = RunArea(
+            UnsafeMutableRawBufferPointer(start: runMemory.baseAddress, count: Limits.runAreaByteCount))
         clientAPICBase =
             APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
+        if vm.hasDirtyRings {
+            processor.dirtyRing = try DirtyRing(byteCount: vm.dirtyRingByteCount.load(ordering: .relaxed))
+        }
         shadowReader = ShadowReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in signal(.timer) }
         if vm.router != nil {
@@ -87,7 +93,13 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         vm.timers.add(signalCheckSlot)
     }
 
-    deinit { runMemory.deallocate() }
+    /// Runs `body` as the owner.
+    /// - Throws: `EBUSY` if there is an owner, and what `body` throws.
+    func withIdleOwner(_ body: () throws(Errno) -> Void) throws(Errno) {
+        guard lock.tryLock() else { throw .resourceBusy }
+        defer { lock.unlock() }
+        try body()
+    }
 
     /// The current moment on the clocks that interrupt hardware counts by.
     var now: GuestTime {

@@ -42,6 +42,10 @@ final class UserspaceVM: @unchecked Sendable {
     var tscOffset: UInt64 = 0 &- martlet_rdtsc()
     /// `KVM_X2APIC_API_USE_32BIT_IDS`.
     let hasExtendedAPICIDs = Atomic<Bool>(false)
+    /// The size of each vCPU's dirty ring; 0 without them. Changes once, under `lock`, before there are vCPUs.
+    let dirtyRingByteCount = Atomic<Int>(0)
+    /// `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE`.
+    let protectsLogManually = Atomic<Bool>(false)
     /// `KVM_CAP_EXCEPTION_PAYLOAD`.
     let reportsExceptionPayloads = Atomic<Bool>(false)
 
@@ -59,6 +63,8 @@ final class UserspaceVM: @unchecked Sendable {
     var router: InterruptRouter? { routerReference.load() }
 
     var pit: IntervalTimer? { pitReference.load() }
+
+    var hasDirtyRings: Bool { dirtyRingByteCount.load(ordering: .relaxed) != 0 }
 
     // MARK: Creation
 
@@ -83,14 +89,35 @@ final class UserspaceVM: @unchecked Sendable {
         }
     }
 
-    /// Builds a vCPU and publishes it.
+    /// Builds a vCPU and publishes it, or plugs in one that was parked.
     ///
-    /// - Throws: `EINVAL` if `id` or the count is too large, `EEXIST` if `id` is taken, `ENOMEM`. Nothing is published then.
+    /// - Throws: `EINVAL` if `id` or the count is too large, `EEXIST` if `id` is taken, `ENOMEM`, `EBUSY` if the parked vCPU is
+    ///   in use. Nothing is published then.
     func createVCPU(id: UInt32) throws(Errno) -> UserspaceVCPU {
         guard id < Limits.vcpuID else { throw .invalidArgument }
         return try lock.withLock { () throws(Errno) in
-            try vcpus.append(id: id) { (index) throws(Errno) in
+            if vcpus.find(id: id)?.isParked ?? false {
+                return try vcpus.unpark(id: id) { (vcpu) throws(Errno) in
+                    try vcpu.withIdleOwner { vcpu.plugIn(isBootstrapProcessor: id == bootVCPUID) }
+                }
+            }
+            return try vcpus.append(id: id) { (index) throws(Errno) in
                 try UserspaceVCPU(id: id, index: index, vm: self, isBootstrapProcessor: id == bootVCPUID)
+            }
+        }
+    }
+
+    /// Unplugs a vCPU: interrupts and requests no longer reach it, and it does not run.
+    ///
+    /// - Throws: `ENOENT` if there is none with that id or it is unplugged, `EBUSY` if it is in use, as a rule inside `KVM_RUN`.
+    func parkVCPU(id: UInt) throws(Errno) {
+        guard let id = UInt32(exactly: id) else { throw .noSuchFileOrDirectory }
+        try lock.withLock { () throws(Errno) in
+            guard let slot = vcpus.find(id: id), !slot.isParked, let vcpu = slot.element
+            else { throw .noSuchFileOrDirectory }
+            try vcpu.withIdleOwner { () throws(Errno) in
+                try vcpus.park(id: id)
+                vcpu.isParked = true
             }
         }
     }

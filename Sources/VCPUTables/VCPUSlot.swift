@@ -45,11 +45,11 @@ public struct VCPUSlot<Element: VCPUTableElement> {
 
     /// Whether the element is parked.
     @inlinable
-    var isParked: Bool { word.pointee.load(ordering: .relaxed) & Self.parkedBit != 0 }
+    public var isParked: Bool { word.pointee.load(ordering: .relaxed) & Self.parkedBit != 0 }
 
     /// The element, parked or not.
     @inlinable
-    var element: Element? {
+    public var element: Element? {
         let value = word.pointee.load(ordering: .relaxed) & ~Self.parkedBit
         return value == 0 ? nil : Self.withElement(value) { $0 }
     }

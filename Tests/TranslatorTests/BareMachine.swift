@@ -22,6 +22,7 @@ final class BareMachine: ProcessorPlatform {
             userspaceAddress: UInt64(UInt(bitPattern: ram)))
         try memory.setUserMemoryRegion(region) { _ in }
         storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 8 << 20), platform: self)
+        storage?.prepare()
     }
 
     deinit {

@@ -35,6 +35,13 @@ final class KernelBackend: KVMBackend {
         return UnsafeMutableRawBufferPointer(start: area, count: byteCount)
     }
 
+    func mapDirtyRing(_ vcpu: KVMDescriptor, byteCount: Int) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        let offset = Int(KVM_DIRTY_LOG_PAGE_OFFSET) * 4096
+        let area = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.rawValue, offset)
+        guard let area, area != MAP_FAILED else { throw Errno(rawValue: errno) }
+        return UnsafeMutableRawBufferPointer(start: area, count: byteCount)
+    }
+
     func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) { munmap(area.baseAddress, area.count) }
 
     /// The tests that use this backend do not run guests.

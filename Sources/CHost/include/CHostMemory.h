@@ -26,3 +26,11 @@ static inline int martlet_copy_out_checked(void *destination, const void *source
 	long r = syscall(SYS_process_vm_writev, getpid(), &local, 1, &remote, 1, 0L);
 	return r < 0 ? errno : (size_t)r == count ? 0 : EFAULT;
 }
+
+// Maps `count` bytes of shared memory at `address` once more at `target`, in the place of what is there. An mremap of length 0
+// (mremap(2)); MAP_FAILED with errno set if it cannot be done. The flags are MREMAP_MAYMOVE | MREMAP_FIXED, which need
+// _GNU_SOURCE.
+static inline void *martlet_duplicate_mapping(void *address, size_t count, void *target)
+{
+	return (void *)syscall(SYS_mremap, address, 0UL, count, 3UL, target);
+}

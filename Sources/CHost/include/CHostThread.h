@@ -44,6 +44,23 @@ static inline void martlet_set_thread_number(uint32_t number)
 	martlet_thread_number = number;
 }
 
+// How many mappings of this thread succeed before the rest fail, for tests; negative without a limit.
+extern MARTLET_THREAD_WORD int64_t martlet_mappings_left;
+
+static inline void martlet_set_mappings_left(int64_t count)
+{
+	martlet_mappings_left = count;
+}
+
+// Whether a mapping may succeed.
+static inline int martlet_take_mapping(void)
+{
+	if (martlet_mappings_left < 0) return 1;
+	if (martlet_mappings_left == 0) return 0;
+	martlet_mappings_left--;
+	return 1;
+}
+
 // The grace periods that all threads of the process take part in; see GracePeriodLine in Swift.
 struct martlet_grace_period_line {
 	uint64_t counter;

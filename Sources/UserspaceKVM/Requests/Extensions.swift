@@ -1,3 +1,5 @@
+import CHost
+import class GuestMemory.DirtyRing
 import KVMInterface
 
 /// What `KVM_CHECK_EXTENSION` answers: only what works here.
@@ -10,7 +12,7 @@ enum Extensions {
             .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .adjustClock, .internalErrorData, .vcpuEvents,
             .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
-            .getMSRFeatures, .exceptionPayload, .specialRegisters2:
+            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .vcpuParking:
             return 1
         case .irqRouting: return Limits.gsiCount
         case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount
@@ -19,6 +21,10 @@ enum Extensions {
         case .x2APICAPI: return Int(X2APICAPIFlags.all.rawValue)
         case .xsave2: return Limits.xsaveByteCount
         case .guestPhysicalAddressBits: return 48
+        case .manualDirtyLogProtect:
+            return Int(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)
+        case .dirtyLogRing, .dirtyLogRingAcquireRelease:
+            return DirtyRing.maximumCount * MemoryLayout<DirtyRing.Entry>.stride
         case .memoryRegionBatch: return Limits.memoryBatchCount
         default: return 0
         }

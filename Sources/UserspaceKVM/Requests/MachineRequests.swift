@@ -9,6 +9,7 @@ extension UserspaceKVM {
         switch request {
         case .checkExtension: return Int32(clamping: Extensions.answer(argument))
         case .createVCPU: return try createVCPU(vm, id: argument)
+        case .parkVCPU: try vm.parkVCPU(id: argument)
         case .createIRQChip: try vm.createIRQChip()
         case .createPIT: try vm.createPIT(answersSpeakerPort: false)
         case .createPIT2: try vm.createPIT(PITRequest.decodeConfiguration(at: argument))
@@ -17,6 +18,8 @@ extension UserspaceKVM {
         case .setUserMemoryRegion: try vm.setUserMemoryRegion(at: argument)
         case .setUserMemoryRegions: try vm.setUserMemoryRegions(at: argument)
         case .getDirtyLog: try vm.getDirtyLog(at: argument)
+        case .clearDirtyLog: try vm.clearDirtyLog(at: argument)
+        case .resetDirtyRings: return try vm.resetDirtyRings()
         case .setTSSAddress: try vm.setTSSAddress(argument)
         case .setIdentityMapAddress: try vm.setIdentityMapAddress(at: argument)
         case .irqLine: try vm.setIRQLine(at: argument, answersStatus: false)
@@ -73,6 +76,8 @@ extension UserspaceVM {
                 router?.bus.hasExtendedDestinations = true
             }
             if flags.contains(.disableBroadcastQuirk) { router?.bus.hasBroadcastQuirk = false }
+        case .manualDirtyLogProtect: try setManualProtection(request.args.0)
+        case .dirtyLogRing, .dirtyLogRingAcquireRelease: try enableDirtyRings(byteCount: request.args.0)
         case .exceptionPayload:
             reportsExceptionPayloads.store(request.args.0 & 1 != 0, ordering: .relaxed)
         default:

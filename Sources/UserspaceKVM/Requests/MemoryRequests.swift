@@ -68,12 +68,68 @@ extension UserspaceVM {
 
     /// The corresponding C request is `KVM_GET_DIRTY_LOG`.
     /// - Throws: `EINVAL` for a slot or address space that cannot be, `ENOENT` for a slot that does not exist or is not
-    ///   logged.
+    ///   logged, `ENXIO` if written pages are reported in rings.
     func getDirtyLog(at argument: UInt) throws(Errno) {
+        guard !hasDirtyRings else { throw .noSuchAddressOrDevice }
         var request = kvm_dirty_log()
         try ClientMemory.copyIn(&request, from: argument)
-        let bitmap = try memory.getDirtyLog(slot: request.slot) { _ in requestAll(.dropWriteEntries) }
+        let bitmap = try memory.getDirtyLog(
+            slot: request.slot, keeping: protectsLogManually.load(ordering: .relaxed)
+        ) { _ in requestAll(.dropWriteEntries) }
         try ClientMemory.copyOut(bitmap, to: UInt(bitPattern: request.dirty_bitmap))
+    }
+
+    /// The corresponding C request is `KVM_CLEAR_DIRTY_LOG`.
+    /// - Throws: as `getDirtyLog`; `EINVAL` also for a range that is not whole words of the bitmap or leaves the slot.
+    func clearDirtyLog(at argument: UInt) throws(Errno) {
+        guard !hasDirtyRings else { throw .noSuchAddressOrDevice }
+        var request = kvm_clear_dirty_log()
+        try ClientMemory.copyIn(&request, from: argument)
+        let pages = (first: request.first_page, count: UInt64(request.num_pages))
+        // The bits are copied only for a range that fits the slot.
+        try memory.checkLogRange(slot: request.slot, firstPage: pages.first, pageCount: pages.count)
+        let bits = try ClientMemory.copyIn(
+            count: Int((pages.count + 63) / 64), of: UInt64(0), from: UInt(bitPattern: request.dirty_bitmap))
+        try memory.clearDirtyLog(slot: request.slot, firstPage: pages.first, pageCount: pages.count, bits: bits) { _ in
+            requestAll(.dropWriteEntries)
+        }
+    }
+
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: `KVM_GET_DIRTY_LOG` clears nothing.
+    /// - Throws: `EINVAL` for unknown flags.
+    func setManualProtection(_ flags: UInt64) throws(Errno) {
+        let isManual = flags & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
+        let allowed: UInt64 = isManual ? 3 : UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
+        guard flags & ~allowed == 0 else { throw .invalidArgument }
+        protectsLogManually.store(isManual, ordering: .relaxed)
+        memory.logsStartSet.store(flags & UInt64(KVM_DIRTY_LOG_INITIALLY_SET) != 0, ordering: .relaxed)
+    }
+
+    // MARK: Rings
+
+    /// `KVM_CAP_DIRTY_LOG_RING`: gives each vCPU a ring.
+    /// - Throws: `EINVAL` for a size that is no power of two or too small, if there are rings already, or vCPUs; `E2BIG` for
+    ///   a size that is too large.
+    func enableDirtyRings(byteCount: UInt64) throws(Errno) {
+        let stride = UInt64(MemoryLayout<DirtyRing.Entry>.stride)
+        guard byteCount != 0, byteCount & (byteCount - 1) == 0, byteCount >= 4096 else { throw .invalidArgument }
+        guard byteCount <= UInt64(DirtyRing.maximumCount) * stride else { throw .argListTooLong }
+        try lock.withLock { () throws(Errno) in
+            guard !hasDirtyRings, vcpus.count == 0 else { throw .invalidArgument }
+            dirtyRingByteCount.store(Int(byteCount), ordering: .relaxed)
+        }
+    }
+
+    /// The corresponding C request is `KVM_RESET_DIRTY_RINGS`.
+    /// - Throws: `EINVAL` if there are no rings.
+    func resetDirtyRings() throws(Errno) -> Int32 {
+        guard hasDirtyRings else { throw .invalidArgument }
+        var rings: [DirtyRing] = []
+        vcpus.forEach { vcpu in
+            if let ring = vcpu.processor.dirtyRing { rings.append(ring) }
+            return true
+        }
+        return Int32(clamping: memory.resetDirtyRings(rings) { requestAll(.dropWriteEntries) })
     }
 }
 
@@ -82,7 +138,9 @@ extension UserspaceVCPU {
     /// > Concurrency: the owner, inside.
     func writeGuest(_ bytes: [UInt8], at address: UInt64) {
         bytes.withUnsafeBytes { buffer in
-            vm.memory.withReadSection { try? vm.memory.write(GuestPhysicalAddress(address), from: buffer) }
+            vm.memory.withReadSection {
+                try? vm.memory.write(GuestPhysicalAddress(address), from: buffer, ring: processor.dirtyRing)
+            }
         }
     }
 }

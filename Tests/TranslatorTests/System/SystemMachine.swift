@@ -25,6 +25,7 @@ final class SystemMachine: ProcessorPlatform {
             userspaceAddress: UInt64(UInt(bitPattern: ram)))
         try memory.setUserMemoryRegion(region) { _ in }
         storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 1 << 20), platform: self)
+        storage?.prepare()
         for register in SegmentRegister.allCases {
             processor.setSegment(register, .realMode(selector: 0, isCode: register == .cs))
         }

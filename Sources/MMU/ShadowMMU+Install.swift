@@ -11,7 +11,7 @@ extension ShadowMMU {
         let context: PagingContext
         /// Pages compared before this epoch have to be compared again.
         let requirement: UInt64
-        /// Knows the rules for reserved bits.
+        /// Knows the rules for reserved bits, and where the vCPU reports written pages.
         let walk: GuestWalk
     }
 
@@ -142,7 +142,7 @@ extension ShadowMMU {
         let isStorable =
             leaf.isDirty && !slot.pointee.flags.contains(.readOnly)
             && (role.level > 1 || isStorable(frame, slot, isWrite: wish.isWrite))
-        if isStorable { slot.pointee.markDirty(frame: GuestFrameNumber(frame)) }
+        if isStorable { slot.pointee.markDirty(frame: GuestFrameNumber(frame), ring: wish.walk.dirtyRing) }
         let entry = ShadowEntry(
             memory: host, isGlobal: leaf.isGlobal, size: leaf.size,
             permissions: ShadowPermissions(leaf.rights, role, isStorable: isStorable))

@@ -53,12 +53,13 @@ public final class ShadowMMU: @unchecked Sendable {
     let garbage = ShadowGarbage()
     /// How often a table is compared without a change before its stores are caught.
     let trackingThreshold: Int
-    /// The greatest number of pages.
-    let pageLimit: Int
 
     let lock = FutexLock()
 
     // Under the lock.
+
+    /// The greatest number of pages.
+    var pageLimit: Int
 
     var tables = ShadowTables()
     /// Frames of tables whose stores are caught.
@@ -83,7 +84,7 @@ public final class ShadowMMU: @unchecked Sendable {
     ///   - isGuarded: whether stores to a frame must be caught because code was translated from it. Called with the lock
     ///     held.
     public init(
-        memory: GuestMemory, domain: RCUDomain, pageLimit: Int, trackingThreshold: Int = 16,
+        memory: GuestMemory, domain: RCUDomain, pageLimit: Int = 64, trackingThreshold: Int = 16,
         isGuarded: @escaping @Sendable (UInt64) -> Bool
     ) {
         precondition(pageLimit >= 16 && trackingThreshold > 0)
@@ -101,6 +102,12 @@ public final class ShadowMMU: @unchecked Sendable {
 
     /// The page limit for a machine with so many frames: less than 2 % of their memory.
     public static func pageLimit(frameCount: UInt64) -> Int { max(64, Int(frameCount / 128)) }
+
+    /// The machine's memory has another size.
+    /// > Concurrency: any thread.
+    public func setPageLimit(frameCount: UInt64) {
+        lock.withLock { pageLimit = Self.pageLimit(frameCount: frameCount) }
+    }
 
     /// Runs `body` with the lock held, and hands over what it unlinked.
     func withLock<Result>(_ body: () -> Result) -> Result {
@@ -123,6 +130,9 @@ public final class ShadowMMU: @unchecked Sendable {
         // ORDERING: release; the vCPUs' acknowledgement of the request that follows makes it visible (invariant 5).
         trackedCount.store(tracked.count, ordering: .releasing)
     }
+
+    /// Whether any stores are caught.
+    public var tracksFrames: Bool { trackedCount.load(ordering: .relaxed) != 0 }
 
     /// Whether stores to a frame must be caught because a table lies there.
     ///

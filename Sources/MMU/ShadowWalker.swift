@@ -12,8 +12,8 @@ import X86
 ///         walker.install(linear, access, context)
 ///     }
 ///
-/// > Concurrency: belongs to one vCPU, which is inside a read section of the shadow MMU's domain during each call. Other
-/// > threads may read ``statistics``.
+/// > Concurrency: belongs to one vCPU, which is inside a read section of the shadow MMU's domain during each walk,
+/// > installation and flush of a page. Other threads may read ``statistics``.
 public final class ShadowWalker {
     public let mmu: ShadowMMU
     let walk: GuestWalk
@@ -36,8 +36,7 @@ public final class ShadowWalker {
     private var requiredOfGlobal: UInt64 = 0
     /// The last flush of a single page, which reaches global entries of other contexts.
     private var lastPageFlush: UInt64 = 0
-    private let contexts: UnsafeMutablePointer<ContextRecord>
-    private static var contextCount: Int { 4096 }
+    private var contexts = ContextRecords()
 
     /// Pages of which some may be devices.
     private var deviceFilter = InlineArray<8, UInt64>(repeating: 0)
@@ -67,6 +66,19 @@ public final class ShadowWalker {
         var root: UInt64 = 0
     }
 
+    /// The records of all contexts, of which a guest uses a few.
+    private struct ContextRecords {
+        private var parts: [[ContextRecord]] = Array(repeating: [], count: 64)
+
+        subscript(_ number: Int) -> ContextRecord {
+            get { parts[number >> 6].isEmpty ? ContextRecord() : parts[number >> 6][number & 63] }
+            _modify {
+                if parts[number >> 6].isEmpty { parts[number >> 6] = Array(repeating: ContextRecord(), count: 64) }
+                yield &parts[number >> 6][number & 63]
+            }
+        }
+    }
+
     private struct RootSet {
         var context = PagingContext(cr0: 0, cr3: ~0, cr4: 0, efer: 0)
         var generation: UInt64 = 0
@@ -77,11 +89,7 @@ public final class ShadowWalker {
     public init(_ mmu: ShadowMMU, walk: GuestWalk) {
         self.mmu = mmu
         self.walk = walk
-        contexts = .allocate(capacity: Self.contextCount)
-        contexts.initialize(repeating: ContextRecord(), count: Self.contextCount)
     }
-
-    deinit { contexts.deallocate() }
 
     // MARK: Walks
 
@@ -303,15 +311,17 @@ public final class ShadowWalker {
 
     /// Forgets the pages of one context that are not global.
     public func flush(pcid: UInt16) {
-        let number = Int(pcid) & (Self.contextCount - 1)
         let now = self.now()
-        contexts[number].upper = now
-        contexts[number].local = now
+        contexts[Int(pcid & 0xFFF)].upper = now
+        contexts[Int(pcid & 0xFFF)].local = now
         updateRequirement()
     }
 
     /// Forgets one page, in one context or (with global entries) in all, and the upper levels of the context.
-    public func flush(page linear: UInt64, pcid: UInt16?) {
+    ///
+    /// - Parameter context: the one that is in use.
+    public func flush(page linear: UInt64, pcid: UInt16?, _ context: PagingContext) {
+        if context != self.context { adopt(context) }
         if let pcid, Int(pcid) != contextNumber { return flush(pcid: pcid) }
         let now = self.now()
         contexts[contextNumber].upper = now

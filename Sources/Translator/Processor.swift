@@ -23,6 +23,10 @@ public final class Processor {
         set { walk.dirtyRing = newValue }
     }
     let walk: GuestWalk
+    /// The machine's shadow pages as this processor uses them; nil without.
+    let shadow: ShadowWalker?
+    /// Which accesses the shadow pages are asked for first.
+    let mmu: MMUKind
     let tlb: SoftTLB
     let cache: TranslationCache
     let decoder = Decoder()
@@ -78,13 +82,21 @@ public final class Processor {
     /// - Parameters:
     ///   - memory: the guest's memory slots.
     ///   - cache: the machine's translated code.
+    ///   - shadow: the machine's shadow pages, in whose domain the processor is a reader while it runs.
+    ///   - mmu: what the shadow pages are used for.
     ///   - platform: what surrounds the processor; must outlive it.
     /// - Throws: the errno of a failed mapping, e.g. `Errno.noMemory`.
-    public init(memory: GuestMemory, cache: TranslationCache, platform: any ProcessorPlatform) throws(Errno) {
+    public init(
+        memory: GuestMemory, cache: TranslationCache, shadow: ShadowMMU? = nil, mmu: MMUKind = .walk,
+        platform: any ProcessorPlatform
+    ) throws(Errno) {
         self.memory = memory
         self.cache = cache
         self.platform = platform
-        walk = GuestWalk(memory: memory)
+        let walk = GuestWalk(memory: memory)
+        self.walk = walk
+        self.shadow = shadow.map { ShadowWalker($0, walk: walk) }
+        self.mmu = mmu
         tlb = try SoftTLB()
         state = tlb.state
         loadedBase = tlb.activeBase
@@ -127,8 +139,7 @@ public final class Processor {
         clientAnswers.removeAll()
         pendingClientRequest = nil
         wantsInterruptWindow = false
-        tlb.flushAll()
-        walk.flush()
+        flushTLB(.all)
         modeDidChange()
     }
 
@@ -386,15 +397,26 @@ public final class Processor {
     public func flushTLB(_ scope: TLBFlush) {
         walk.flush()
         switch scope {
-        case .all: tlb.flushAll()
-        case .allNonGlobal: tlb.flushNonGlobal()
-        case .context(let pcid): tlb.flush(pcid: pcid)
-        case .page(let linear): tlb.flush(page: linear, pcid: nil)
-        case .pageInContext(let linear, let pcid): tlb.flush(page: linear, pcid: pcid)
+        case .all:
+            tlb.flushAll()
+            shadow?.flushAll()
+        case .allNonGlobal:
+            tlb.flushNonGlobal()
+            shadow?.flushNonGlobal()
+        case .context(let pcid):
+            tlb.flush(pcid: pcid)
+            shadow?.flush(pcid: pcid)
+        case .page(let linear):
+            tlb.flush(page: linear, pcid: nil)
+            shadow?.flush(page: linear, pcid: nil, pagingContext)
+        case .pageInContext(let linear, let pcid):
+            tlb.flush(page: linear, pcid: pcid)
+            shadow?.flush(page: linear, pcid: pcid, pagingContext)
         case .contextSwitch(let preserving):
             let pcid = currentContext
             tlb.activate(pcid: pcid)
             if !preserving { tlb.flush(pcid: pcid) }
+            shadow?.switchContext(to: pagingContext, preserving: preserving)
         }
     }
 

@@ -1,5 +1,8 @@
+import ArgumentParser
 import KVMInterface
 import UserspaceKVM
 
 /// The core that guests run on.
-func makeBackend() -> any KVMBackend { UserspaceKVM() }
+func makeBackend(mmu: MMUKind) -> any KVMBackend { UserspaceKVM(mmu: mmu) }
+
+extension MMUKind: ExpressibleByArgument {}

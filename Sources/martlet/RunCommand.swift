@@ -3,6 +3,7 @@ import DefaultGuest
 import KVMInterface
 import Machine
 import SystemPackage
+import UserspaceKVM
 
 /// `martlet run`: boots a kernel.
 struct RunCommand: ParsableCommand {
@@ -49,6 +50,12 @@ struct RunCommand: ParsableCommand {
         help: ArgumentHelp(
             "Who unpacks a compressed kernel: the host, which is faster, or the guest's own code.", valueName: "who"))
     var unpack = GuestLoader.Unpack.host
+
+    @Option(
+        help: ArgumentHelp(
+            "How guest memory accesses are translated: by the guest's page tables, or by shadow page tables.",
+            valueName: "how"))
+    var mmu = MMUKind.walk
 
     @Flag(help: "Tell what is loaded and how the guest ends.")
     var verbose = false
@@ -106,7 +113,7 @@ struct RunCommand: ParsableCommand {
 
     private func openSystem() throws -> KVMSystem {
         do {
-            return try KVMSystem(backend: makeBackend())
+            return try KVMSystem(backend: makeBackend(mmu: mmu))
         } catch Errno.operationNotSupportedByDevice {
             throw CommandFailure.hostFailure(
                 "this host's processor lacks AVX2 or BMI2, which translated code needs; see 'martlet doctor'")

@@ -1,7 +1,6 @@
+import MMU
 import Testing
 import X86
-
-@testable import MMU
 
 /// What may be stale, and until when.
 @Suite struct FlushTests {
@@ -140,7 +139,7 @@ import X86
         cpu.loadCR3(second.root | 2, preserving: true)
         #expect(cpu.access(0x1000) == .memory(51))
         cpu.walk.flush()
-        cpu.walker.flush(page: 0x1000, pcid: 2)
+        cpu.walker.flush(page: 0x1000, pcid: 2, cpu.context)
         #expect(cpu.access(0x1000) == .memory(61))
     }
 

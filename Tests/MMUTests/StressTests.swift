@@ -1,13 +1,12 @@
 import Glibc
 import GuestMemory
 import Host
+import MMU
 import RCU
 import Synchronization
 import TestSupport
 import Testing
 import X86
-
-@testable import MMU
 
 /// Processors that edit their tables, flush and walk, while slots come and go; every hit is compared with what the
 /// architecture allows.
@@ -210,7 +209,7 @@ private final class World: @unchecked Sendable {
     {
         lock.withLock {
             isReachable(
-                linear, access, frame, context, floors, table: context.root >> 12, level: 4, rights: GuestWalk.Rights())
+                linear, access, frame, context, floors, table: context.root >> 12, level: 4, rights: Rights())
         }
     }
 
@@ -235,13 +234,13 @@ private final class World: @unchecked Sendable {
 
     private func isReachable(
         _ linear: UInt64, _ access: PageAccess, _ frame: UInt64, _ context: PagingContext, _ floors: Floors,
-        table: UInt64, level: Int, rights: GuestWalk.Rights
+        table: UInt64, level: Int, rights: Rights
     ) -> Bool {
         let shift = UInt64(3 + 9 * level)
         guard let history = histories[table << 12 + (linear >> shift & 511) * 8] else { return false }
         for value in history.values(since: floors.lowest) where value & Bit.present != 0 {
             var rights = rights
-            rights.restrict(by: value, context)
+            rights.restrict(by: value)
             if level == 1 || value & Bit.large != 0 {
                 let floor = value & Bit.global != 0 ? floors.global : floors.local
                 let mapped = (value & 0xF_FFFF_FFFF_F000) >> 12 + (level == 2 ? linear >> 12 & 511 : 0)
@@ -277,9 +276,20 @@ private final class World: @unchecked Sendable {
     }
 }
 
-extension GuestWalk.Rights {
+/// Rights accumulated on the way down.
+private struct Rights {
+    private var isWritable = true
+    private var isUser = true
+    private var isExecutable = true
+
+    mutating func restrict(by entry: UInt64) {
+        if entry & Bit.writable == 0 { isWritable = false }
+        if entry & Bit.user == 0 { isUser = false }
+        if entry & Bit.noExecute != 0 { isExecutable = false }
+    }
+
     /// With WP, without SMEP and SMAP.
-    fileprivate func allow(_ access: PageAccess) -> Bool {
+    func allow(_ access: PageAccess) -> Bool {
         (isUser || !access.isUser)
             && (access.kind == .execute ? isExecutable : access.kind == .read || isWritable)
     }
@@ -314,7 +324,7 @@ private final class StressProcessor {
             world.machine, .long(root: World.roots[0] << 12, cr4: CR4.processContextIdentifiers))
     }
 
-    var context: Int { cpu.context.contextNumber }
+    var context: Int { Int(cpu.context.cr3 & 0xFFF) }
 
     func leave() {
         cpu.reader.offline()
@@ -479,7 +489,7 @@ private final class StressProcessor {
         default:
             let linear = world.randomLinear(&random)
             let pcid = UInt16(random.next() % UInt64(World.contextCount))
-            cpu.walker.flush(page: linear, pcid: pcid)
+            cpu.walker.flush(page: linear, pcid: pcid, cpu.context)
             pages[linear >> 12, default: [:]][Int(pcid)] = floor
             uppers[Int(pcid)] = floor
         }

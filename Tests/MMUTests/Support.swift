@@ -1,11 +1,10 @@
 import Addressing
 import GuestMemory
 import Host
+import MMU
 import RCU
 import Synchronization
 import X86
-
-@testable import MMU
 
 /// Bits of page-table entries.
 enum Bit {
@@ -167,7 +166,7 @@ final class TestProcessor {
 
     func invalidate(_ linear: UInt64) {
         walk.flush()
-        walker.flush(page: linear, pcid: nil)
+        walker.flush(page: linear, pcid: nil, context)
     }
 
     func loadCR3(_ value: UInt64, preserving: Bool = false) {

@@ -1,7 +1,6 @@
+import MMU
 import Testing
 import X86
-
-@testable import MMU
 
 /// Tables whose stores are caught.
 @Suite struct TrackingTests {

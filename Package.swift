@@ -20,6 +20,8 @@ let package = Package(
     products: [
         .executable(name: "martlet", targets: ["martlet"]),
         .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
+        .library(name: "KVM", targets: ["UserspaceKVM", "KVMInterface", "GuestMemory", "Addressing"]),
+        .library(name: "MMU", targets: ["MMU", "X86", "GuestMemory", "RCU", "Addressing"]),
         .library(name: "Machine", targets: ["Machine", "Addressing"]),
         .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"])
     ],

@@ -11,7 +11,11 @@ let package = Package(
             name: "CReference", cSettings: [.unsafeFlags(["-O2"])],
             linkerSettings: [.linkedLibrary("urcu-qsbr"), .linkedLibrary("urcu-memb"), .linkedLibrary("urcu-mb")]),
         .executableTarget(
-            name: "bench-core", dependencies: ["CReference", .product(name: "Core", package: "martlet")],
+            name: "bench-core",
+            dependencies: [
+                "CReference", .product(name: "Core", package: "martlet"), .product(name: "KVM", package: "martlet"),
+                .product(name: "MMU", package: "martlet")
+            ],
             swiftSettings: [.swiftLanguageMode(.v6), .unsafeFlags(["-enforce-exclusivity=unchecked"])])
     ]
 )

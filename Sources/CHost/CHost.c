@@ -2,6 +2,7 @@
 // _GNU_SOURCE, are the system's.
 
 #include "CHost.h"
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 
@@ -23,6 +24,23 @@ void martlet_set_thread_context(void *context)
 {
 	thread_context = context;
 }
+
+// rdi destination, rsi source, rdx count. One instruction can fault, with nothing on the stack.
+__asm__(".text\n"
+	".p2align 4\n"
+	".globl martlet_guarded_copy, martlet_guarded_copy_access, martlet_guarded_copy_failure\n"
+	".type martlet_guarded_copy, @function\n"
+	"martlet_guarded_copy:\n"
+	"	movq %rdx, %rcx\n"
+	"	xorl %eax, %eax\n"
+	"martlet_guarded_copy_access:\n"
+	"	rep movsb\n"
+	"	ret\n"
+	"martlet_guarded_copy_failure:\n"
+	"	movl $14, %eax\n"
+	"	ret\n"
+	".size martlet_guarded_copy, . - martlet_guarded_copy\n");
+_Static_assert(EFAULT == 14, "EFAULT");
 
 #define SAME(name) _Static_assert(MARTLET_##name == name, #name)
 SAME(REG_R8);

@@ -1,3 +1,5 @@
+import Glibc
+
 /// An append-only array whose elements never move, so that readers need no lock.
 ///
 /// > Concurrency: appending needs the owner's lock; an index handed out before may be read by any thread.
@@ -12,13 +14,16 @@ final class ChunkedArray<Element> {
     /// - Parameter capacity: elements beyond this do not fit.
     init(capacity: Int) {
         maximumChunks = (capacity + Self.chunkCount - 1) >> Self.chunkBits
-        chunks = .allocate(capacity: maximumChunks)
-        chunks.initialize(repeating: nil, count: maximumChunks)
+        guard let memory = calloc(maximumChunks, MemoryLayout<UnsafeMutablePointer<Element>?>.stride) else {
+            fatalError("no memory for an array")
+        }
+        // SAFETY: zero is nil. Pages of a large allocation take memory when a chunk is added.
+        chunks = memory.assumingMemoryBound(to: UnsafeMutablePointer<Element>?.self)
     }
 
     deinit {
         removeAll()
-        chunks.deallocate()
+        free(chunks)
     }
 
     /// Whether `additional` more elements fit.

@@ -6,20 +6,23 @@ import X86
 ///
 /// A copied instruction can fault on the host as it would on the guest's own processor: division (SIGFPE), x87 and SIMD
 /// exceptions (SIGFPE), misaligned vector operands (SIGSEGV with trap 13). The handler only notes what happened and
-/// redirects the thread to the exit routine, which saves the registers as for any other exit.
+/// redirects the thread to the exit routine, which saves the registers as for any other exit. The same handler makes copies
+/// from and to a client's addresses fail (`martlet_guarded_copy`).
 ///
 /// > Concurrency: the handler touches nothing but the signal context and the state page that GS base points to.
-enum HostFaults {
-
+public enum HostFaults {
     /// What the handler noted.
     struct Record {
         var trap: UInt32
         var pc: UInt64
     }
 
-    /// Installs the handlers once per process and tells `state` where translated code lies.
+    /// Installs the handlers, once per process.
+    public static func install() { _ = installed }
+
+    /// Installs the handlers and tells `state` where translated code lies.
     static func install(_ state: CPUState, _ cache: TranslationCache) {
-        _ = installed
+        install()
         let range = cache.buffer.addresses
         state.base.storeBytes(of: range.lowerBound, toByteOffset: CPUState.codeRangeOffset, as: UInt64.self)
         state.base.storeBytes(of: range.upperBound, toByteOffset: CPUState.codeRangeOffset + 8, as: UInt64.self)
@@ -40,6 +43,10 @@ enum HostFaults {
     private static func handle(_ signal: Int32, _ context: UnsafeMutableRawPointer?) {
         guard let context else { return }
         let registers = martlet_context_registers(context)
+        if let registers, registers[Int(MARTLET_REG_RIP)] == UInt64(martlet_guarded_copy_access_address()) {
+            registers[Int(MARTLET_REG_RIP)] = UInt64(martlet_guarded_copy_failure_address())
+            return
+        }
         let base = martlet_rdgsbase()
         if base != 0, let registers, let state = UnsafeMutableRawPointer(bitPattern: UInt(base)) {
             let pc = registers[Int(MARTLET_REG_RIP)]

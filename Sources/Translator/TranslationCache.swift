@@ -29,7 +29,10 @@ public final class TranslationCache: @unchecked Sendable {
     private let sites: ChunkedArray<InstructionSite>
     private let linkSites: ChunkedArray<CompactLinkSite>
     private let points: ChunkedArray<CompactPoint>
-    private var table: [Int32]
+    /// Blocks by their keys, with open addressing: one more than a block's number, or 0.
+    private let table: UnsafeMutablePointer<Int32>
+    private let tableMemory: MemoryMapping
+    private static let tableCount = 1 << 18
     private var pages: [UInt64: CodePage] = [:]
     private var modes: [TranslationMode] = []
     /// Counts resets. A processor that sees a new value forgets its jumps before it enters a block.
@@ -70,7 +73,8 @@ public final class TranslationCache: @unchecked Sendable {
         sites = ChunkedArray(capacity: 1 << 19)
         linkSites = ChunkedArray(capacity: 1 << 21)
         points = ChunkedArray(capacity: 1 << 23)
-        table = [Int32](repeating: -1, count: 1 << 18)
+        tableMemory = try .anonymous(byteCount: Self.tableCount * MemoryLayout<Int32>.stride)
+        table = tableMemory.baseAddress.assumingMemoryBound(to: Int32.self)
     }
 
     // MARK: Modes
@@ -110,8 +114,9 @@ public final class TranslationCache: @unchecked Sendable {
 
     private func findLocked(_ physical: UInt64, _ modeNumber: UInt8, _ form: BlockTranslator.Form) -> Block? {
         var i = slot(physical, modeNumber, form)
-        while table[i] >= 0 {
-            let block = blocks.pointer(at: Int(table[i]))
+        while table[i] != 0 {
+            let number = table[i] - 1
+            let block = blocks.pointer(at: Int(number))
             if block.pointee.physical == physical && block.pointee.modeNumber == modeNumber
                 && block.pointee.form == form
             {
@@ -120,9 +125,9 @@ public final class TranslationCache: @unchecked Sendable {
                     address: block.pointee.address(start: buffer.addresses.lowerBound), modeNumber: modeNumber,
                     form: form,
                     physical: physical,
-                    secondPage: block.pointee.spansPages ? secondPages[table[i]] ?? Block.noPage : Block.noPage)
+                    secondPage: block.pointee.spansPages ? secondPages[number] ?? Block.noPage : Block.noPage)
             }
-            i = (i + 1) & (table.count - 1)
+            i = (i + 1) & (Self.tableCount - 1)
         }
         return nil
     }
@@ -130,14 +135,14 @@ public final class TranslationCache: @unchecked Sendable {
     private func insertLocked(_ index: Int32) {
         let block = blocks.pointer(at: Int(index)).pointee
         var i = slot(block.physical, block.modeNumber, block.form)
-        while table[i] >= 0 {
-            let other = blocks.pointer(at: Int(table[i])).pointee
+        while table[i] != 0 {
+            let other = blocks.pointer(at: Int(table[i] - 1)).pointee
             if other.physical == block.physical && other.modeNumber == block.modeNumber && other.form == block.form {
                 break
             }
-            i = (i + 1) & (table.count - 1)
+            i = (i + 1) & (Self.tableCount - 1)
         }
-        table[i] = index
+        table[i] = index + 1
     }
 
     // MARK: Guarded pages
@@ -228,7 +233,7 @@ public final class TranslationCache: @unchecked Sendable {
     var isNearlyFull: Bool {
         lock.lock()
         defer { lock.unlock() }
-        return buffer.byteCount - used < 1 << 18 || !blocks.hasRoom(for: 16) || blocks.count > table.count / 2
+        return buffer.byteCount - used < 1 << 18 || !blocks.hasRoom(for: 16) || blocks.count > Self.tableCount / 2
             || !sites.hasRoom(for: 256) || !linkSites.hasRoom(for: 512) || !points.hasRoom(for: 4096)
             || modes.count > 120
     }
@@ -247,7 +252,8 @@ public final class TranslationCache: @unchecked Sendable {
         points.removeAll()
         pages.removeAll()
         modes.removeAll()
-        for i in table.indices { table[i] = -1 }
+        // Cannot fail: the range is the whole mapping.
+        try? tableMemory.discardPages(0..<tableMemory.byteCount)
         epoch.add(1, ordering: .releasing)
     }
 

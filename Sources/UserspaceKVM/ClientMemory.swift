@@ -1,31 +1,26 @@
 import CHost
-import Glibc
 import SystemPackage
 
 /// Memory of the client that requests point to.
 ///
-/// Each structure is copied once, by the kernel: an address that is not mapped gives `EFAULT` instead of a crash, and
-/// nothing the client changes afterwards is seen. Where the kernel does not allow that copy (a strict sandbox), it is
-/// made directly, and only the null page is caught.
+/// Each structure is copied once: nothing the client changes afterwards is seen. An address that is not mapped gives `EFAULT`
+/// and no crash: ``HostFaults`` catches the copy's signal.
 enum ClientMemory {
     static func copyIn(_ bytes: UnsafeMutableRawBufferPointer, from address: UInt) throws(Errno) {
         guard let destination = bytes.baseAddress, bytes.count > 0 else { return }
-        let source = try pointer(address, byteCount: bytes.count)
-        // SAFETY: the kernel checks `source`; `destination` is the caller's buffer.
-        let error = martlet_copy_checked(destination, source, bytes.count)
-        if error == 0 { return }
-        guard isRefused(error) else { throw .badAddress }
-        destination.copyMemory(from: source, byteCount: bytes.count)
+        try copy(to: destination, from: try pointer(address, byteCount: bytes.count), bytes.count)
     }
 
     static func copyOut(_ bytes: UnsafeRawBufferPointer, to address: UInt) throws(Errno) {
         guard let source = bytes.baseAddress, bytes.count > 0 else { return }
-        let destination = try pointer(address, byteCount: bytes.count)
-        // SAFETY: the kernel checks `destination`, and only reads `source`.
-        let error = martlet_copy_out_checked(destination, source, bytes.count)
-        if error == 0 { return }
-        guard isRefused(error) else { throw .badAddress }
-        destination.copyMemory(from: source, byteCount: bytes.count)
+        try copy(to: try pointer(address, byteCount: bytes.count), from: source, bytes.count)
+    }
+
+    private static func copy(
+        to destination: UnsafeMutableRawPointer, from source: UnsafeRawPointer, _ byteCount: Int
+    ) throws(Errno) {
+        // SAFETY: one side is a buffer of the caller, the other may be any address of user space.
+        if martlet_guarded_copy(destination, source, byteCount) != 0 { throw .badAddress }
     }
 
     /// Copies a structure of the ABI, which is trivial even where Swift cannot see it.
@@ -63,6 +58,4 @@ enum ClientMemory {
         else { throw .badAddress }
         return pointer
     }
-
-    private static func isRefused(_ error: Int32) -> Bool { error == EPERM || error == ENOSYS || error == EACCES }
 }

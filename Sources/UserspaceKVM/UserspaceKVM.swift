@@ -2,6 +2,7 @@ import Host
 import KVMInterface
 import enum MMU.MMUKind
 import SystemPackage
+import Translator
 
 /// How accesses of guests are translated.
 public typealias MMUKind = MMU.MMUKind
@@ -24,6 +25,7 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     /// - Parameter mmu: how the accesses of guests are translated.
     public init(mmu: MMUKind = .walk) {
         self.mmu = mmu
+        HostFaults.install()
         supportedCPUID = SupportedCPUID(host: host, tscKilohertz: TSCFrequency.kilohertz).entries
     }
 

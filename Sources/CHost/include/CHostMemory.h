@@ -1,30 +1,25 @@
 #pragma once
 
-// Copies that the kernel makes, so that an address which is not mapped gives an error and not a signal.
+// Copies from and to addresses that may not be mapped, and mappings of the same memory twice.
 
-#include <errno.h>
 #include <stddef.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
-// Copies `count` bytes from `source` to `destination`, both in this process; 0 or the (positive) error number,
-// EFAULT also where only a part could be copied. `source` may be any address.
-static inline int martlet_copy_checked(void *destination, const void *source, size_t count)
+// Copies `count` bytes; 0, or EFAULT if a byte cannot be read or written. That needs a handler of SIGSEGV and SIGBUS which sends
+// a thread that faults at martlet_guarded_copy_access on to martlet_guarded_copy_failure.
+int martlet_guarded_copy(void *destination, const void *source, size_t count);
+extern const char martlet_guarded_copy_access[];
+extern const char martlet_guarded_copy_failure[];
+
+static inline unsigned long martlet_guarded_copy_access_address(void)
 {
-	struct iovec local = {destination, count};
-	struct iovec remote = {(void *)source, count};
-	long r = syscall(SYS_process_vm_readv, getpid(), &local, 1, &remote, 1, 0L);
-	return r < 0 ? errno : (size_t)r == count ? 0 : EFAULT;
+	return (unsigned long)martlet_guarded_copy_access;
 }
 
-// The same with the roles exchanged: `destination` may be any address.
-static inline int martlet_copy_out_checked(void *destination, const void *source, size_t count)
+static inline unsigned long martlet_guarded_copy_failure_address(void)
 {
-	struct iovec local = {(void *)source, count};
-	struct iovec remote = {destination, count};
-	long r = syscall(SYS_process_vm_writev, getpid(), &local, 1, &remote, 1, 0L);
-	return r < 0 ? errno : (size_t)r == count ? 0 : EFAULT;
+	return (unsigned long)martlet_guarded_copy_failure;
 }
 
 // Maps `count` bytes of shared memory at `address` once more at `target`, in the place of what is there. An mremap of length 0

@@ -1,13 +1,23 @@
 import Glibc
 
-/// Measures the core's structures: `bench-core [rcu|vcpus]…`.
+/// Measures the core's structures: `bench-core [rcu|vcpus|slots|memory]…`.
 @main
 enum BenchCore {
     static func main() {
         let rounds = getenv("MARTLET_BENCH_RUNS").flatMap { Int(String(cString: $0)) } ?? 301
-        let parts: [(name: String, groups: () -> [Group])] = [
-            ("rcu", { RCUCases.groups }),
-            ("vcpus", { VCPUTableCases.groups })
+        let measure = Measure(rounds: rounds)
+        let parts: [(name: String, run: () -> Void)] = [
+            ("rcu", { for group in RCUCases.groups { measure.report(group) } }),
+            ("vcpus", { for group in VCPUTableCases.groups { measure.report(group) } }),
+            (
+                "slots",
+                {
+                    for group in SlotCases.groups { measure.report(group) }
+                    for table in SlotCases.tables { table.report() }
+                }
+            ),
+            ("mmu", { for group in MMUCases.groups { measure.report(group) } }),
+            ("memory", { MemoryCases.report() })
         ]
         let names = CommandLine.arguments.dropFirst()
         for name in names where !parts.contains(where: { $0.name == name }) {
@@ -15,10 +25,7 @@ enum BenchCore {
             exit(2)
         }
         print("Medians of \(rounds) interleaved rounds; ratios are medians of the rounds' ratios.")
-        let measure = Measure(rounds: rounds)
-        for part in parts where names.isEmpty || names.contains(part.name) {
-            for group in part.groups() { measure.report(group) }
-        }
+        for part in parts where names.isEmpty || names.contains(part.name) { part.run() }
         // Never so, but not known when this is compiled.
         if Measure.sink == 1 { print("") }
     }

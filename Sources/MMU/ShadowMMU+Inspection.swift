@@ -62,7 +62,7 @@ extension ShadowMMU {
             tables.forEachPage { page in
                 result.pageCounts[page.pointee.role.level - 1] += 1
                 if page.pointee.role.isDirect { result.directPageCount += 1 }
-                if page.pointee.synced.load(ordering: .relaxed) != ShadowPage.always { result.unsyncPageCount += 1 }
+                if page.synced.pointee.load(ordering: .relaxed) != ShadowPage.always { result.unsyncPageCount += 1 }
             }
             return result
         }

@@ -52,7 +52,7 @@ extension ShadowMMU {
     /// > Concurrency: the lock is held, inside a read section of the memory, `installers` counts the caller.
     func install(_ wish: Wish, from root: ShadowPage.Pointer) -> Bool {
         var page = root
-        var floor = root.pointee.linked.load(ordering: .relaxed)
+        var floor = root.linked.pointee.load(ordering: .relaxed)
         var pinned = InlineArray<5, ShadowPage.Pointer>(repeating: root)
         var pinnedCount = 0
         defer { for i in 0..<pinnedCount { pinned[i].pointee.isPinned = false } }
@@ -69,7 +69,7 @@ extension ShadowMMU {
             switch next {
             case .page(let child):
                 page = child
-                floor = max(floor, child.pointee.linked.load(ordering: .relaxed))
+                floor = max(floor, child.linked.pointee.load(ordering: .relaxed))
             case .finished(let isDevice): return isDevice
             }
         }
@@ -92,7 +92,7 @@ extension ShadowMMU {
         _ wish: Wish, _ page: ShadowPage.Pointer, _ index: Int, _ floor: UInt64
     ) -> Step {
         let role = page.pointee.role
-        if page.pointee.synced.load(ordering: .relaxed) <= max(wish.requirement, floor), !synchronize(page) {
+        if page.synced.pointee.load(ordering: .relaxed) <= max(wish.requirement, floor), !synchronize(page) {
             return .finished(isDevice: false)
         }
         guard let table = hostPage(page.pointee.frame, role.addressSpace) else { return .finished(isDevice: false) }
@@ -202,7 +202,7 @@ extension ShadowMMU {
         }
         guard let (child, isNew) = self.page(frame: frame, role: role) else { return .finished(isDevice: false) }
         // ORDERING: relaxed; published by the link (invariant 3).
-        if !isNew && !role.isDirect { child.pointee.linked.store(nextEpoch(), ordering: .relaxed) }
+        if !isNew && !role.isDirect { child.linked.pointee.store(nextEpoch(), ordering: .relaxed) }
         replace(page, index, with: ShadowEntry(link: child), guestEntry: guestEntry)
         return .page(child)
     }

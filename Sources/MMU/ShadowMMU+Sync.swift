@@ -16,7 +16,7 @@ extension ShadowMMU {
             if compare(page, index, GuestTableEntry.load(table, role, index)) { hasChanged = true }
         }
         // ORDERING: release, after what differs was dropped; pairs with the walkers' acquire (invariant 2).
-        page.pointee.synced.store(epoch, ordering: .releasing)
+        page.synced.pointee.store(epoch, ordering: .releasing)
         counters.syncCount += 1
         page.pointee.cleanSyncCount = hasChanged ? 0 : page.pointee.cleanSyncCount + 1
         if role.level > 1 && page.pointee.cleanSyncCount == trackingThreshold, tracked[page.pointee.frame] == nil {
@@ -56,7 +56,7 @@ extension ShadowMMU {
             let role = page.pointee.role
             let index = Int(linear >> UInt64(3 + 9 * role.level)) & 511
             if page.value(index) == .empty { return }
-            if page.pointee.synced.load(ordering: .relaxed) != ShadowPage.always {
+            if page.synced.pointee.load(ordering: .relaxed) != ShadowPage.always {
                 guard let table = hostPage(page.pointee.frame, role.addressSpace) else { return zap(page) }
                 _ = compare(page, index, GuestTableEntry.load(table, role, index))
             }

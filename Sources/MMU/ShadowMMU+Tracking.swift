@@ -47,7 +47,7 @@ extension ShadowMMU {
             guard synchronize(page) else { break }
             page.pointee.isTracked = true
             // ORDERING: release, as in `synchronize`; from here on stores are caught (invariant 4).
-            page.pointee.synced.store(ShadowPage.always, ordering: .releasing)
+            page.synced.pointee.store(ShadowPage.always, ordering: .releasing)
             hasPages = true
         }
         if !hasPages { tracked[frame] = nil }
@@ -67,13 +67,13 @@ extension ShadowMMU {
                 let pages = tables.shadows(of: frame).filter { $0.pointee.isTracked }
                 // ORDERING: released before the store, as all later stores are on x86: who sees the new value sees that the
                 // pages have to be compared, and waits for the lock (invariant 2).
-                for page in pages { page.pointee.synced.store(0, ordering: .releasing) }
+                for page in pages { page.synced.pointee.store(0, ordering: .releasing) }
                 store()
                 if record.storeCount >= TrackedFrame.storeLimit { return stopTracking(frame) }
                 tracked[frame]?.storeCount += 1
                 for page in pages where compare(page, offset..<offset + byteCount) {
                     // ORDERING: release, after what differs was dropped.
-                    page.pointee.synced.store(ShadowPage.always, ordering: .releasing)
+                    page.synced.pointee.store(ShadowPage.always, ordering: .releasing)
                 }
             }
         }

@@ -3,18 +3,12 @@ import Synchronization
 
 /// A shadow page: what stands for a table of the guest, or for a part of one.
 ///
-/// Raw memory, because walkers follow it without reference counting: this header, 512 entries, and a copy of the guest's
-/// entries that these were made from, which direct pages do without. Walkers read the entries, `synced` and `linked`;
-/// all else is the lock's.
+/// Raw memory, because walkers follow it without reference counting: this header, two words for walkers, 512 entries, and a
+/// copy of the guest's entries that these were made from, which direct pages do without. Walkers read the entries, `synced`
+/// and `linked`; all else is the lock's.
 struct ShadowPage: ~Copyable {
     typealias Pointer = UnsafeMutablePointer<ShadowPage>
 
-    /// The entries agree with what the guest's table held at some moment after the epoch took this value, or later;
-    /// ``always`` if they are kept in agreement.
-    let synced: Atomic<UInt64>
-    /// The epoch at which the page, not being new, last got another parent: leaves below it that are older may have been
-    /// flushed when no walk could lead to them.
-    let linked = Atomic<UInt64>(0)
     let role: ShadowRole
     /// The frame of the guest's table; of a direct page the first frame it maps.
     let frame: UInt64
@@ -44,24 +38,27 @@ struct ShadowPage: ~Copyable {
     /// The address of an entry's page, with its index in the bits that alignment leaves free, names the entry.
     static var alignment: Int { 512 }
 
+    /// Apart from the header, which is accessed as a whole, and on a cache line of their own.
+    fileprivate static var wordsOffset: Int { 448 }
     private static var headerByteCount: Int { 512 }
     private static var tableByteCount: Int { 4096 }
 
-    private init(role: ShadowRole, frame: UInt64, synced: UInt64) {
+    private init(role: ShadowRole, frame: UInt64) {
         self.role = role
         self.frame = frame
-        self.synced = Atomic(synced)
     }
 
     /// Makes an empty page; nil if memory is short.
     static func make(role: ShadowRole, frame: UInt64, synced: UInt64) -> Pointer? {
-        assert(MemoryLayout<ShadowPage>.size <= headerByteCount)
+        assert(MemoryLayout<ShadowPage>.size <= wordsOffset)
         let byteCount = headerByteCount + tableByteCount * (role.isDirect ? 1 : 2)
         guard let memory = aligned_alloc(alignment, byteCount) else { return nil }
         // The guest's entries are written before they are read.
         memset(memory + headerByteCount, 0, tableByteCount)
         let page = memory.bindMemory(to: ShadowPage.self, capacity: 1)
-        page.initialize(to: ShadowPage(role: role, frame: frame, synced: synced))
+        page.initialize(to: ShadowPage(role: role, frame: frame))
+        page.synced.initialize(to: Atomic(synced))
+        page.linked.initialize(to: Atomic(0))
         return page
     }
 }
@@ -72,6 +69,23 @@ extension UnsafeMutablePointer where Pointee == ShadowPage {
         deinitialize(count: 1)
         Glibc.free(self)
     }
+
+    @inline(__always)
+    private func word(_ index: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
+        // SAFETY: `make` put two words there; they are accessed as atomics only.
+        (UnsafeMutableRawPointer(self) + ShadowPage.wordsOffset + index * 8)
+            .assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
+    /// The entries agree with what the guest's table held at some moment after the epoch took this value, or later;
+    /// ``ShadowPage/always`` if they are kept in agreement.
+    @inline(__always)
+    var synced: UnsafeMutablePointer<Atomic<UInt64>> { word(0) }
+
+    /// The epoch at which the page, not being new, last got another parent: leaves below it that are older may have been
+    /// flushed when no walk could lead to them.
+    @inline(__always)
+    var linked: UnsafeMutablePointer<Atomic<UInt64>> { word(1) }
 
     /// The entry at `index`, below 512.
     @inline(__always)

@@ -130,8 +130,8 @@ public final class ShadowWalker {
         var floor: UInt64 = 0
         while true {
             // ORDERING: acquire, before the entry (invariant 2); the page's link published `linked` (invariant 3).
-            let synced = page.pointee.synced.load(ordering: .acquiring)
-            floor = max(floor, page.pointee.linked.load(ordering: .relaxed))
+            let synced = page.synced.pointee.load(ordering: .acquiring)
+            floor = max(floor, page.linked.pointee.load(ordering: .relaxed))
             // ORDERING: acquire pairs with the release in `ShadowPage.set`.
             let entry = ShadowEntry(
                 rawValue: page.entry(Int(linear >> shift) & 511).pointee.load(ordering: .acquiring))

@@ -1,6 +1,6 @@
 import Glibc
 
-/// Measures the core's structures: `bench-core [rcu|vcpus|slots|memory]…`.
+/// Measures the core's structures: `bench-core [rcu|vcpus|slots|mmu|memory]…`.
 @main
 enum BenchCore {
     static func main() {

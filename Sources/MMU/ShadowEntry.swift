@@ -2,7 +2,7 @@ import Addressing
 
 /// One 64-bit entry of a shadow page. 0 is empty.
 ///
-///     link to the next level   bit 0 set, bit 1 clear; 9–47 the page's address
+///     link to the next level   bit 0 set, bit 1 clear; 2 global, 3 to parts of a large page; 9–47 the page's address
 ///     memory                   bits 0 and 1 set; 2 global; 3–4 size of the guest's page; 12–47 host address;
 ///                              48–55 permissions
 ///     device                   bit 0 clear, bit 1 set; 2 global; 3–10 permissions; 11–50 guest frame;
@@ -21,6 +21,7 @@ struct ShadowEntry: Equatable {
     private static var present: UInt64 { 1 << 0 }
     private static var leaf: UInt64 { 1 << 1 }
     private static var global: UInt64 { 1 << 2 }
+    private static var parts: UInt64 { 1 << 3 }
     private static var address: UInt64 { 0x0000_FFFF_FFFF_F000 }
     private static var linkAddress: UInt64 { 0x0000_FFFF_FFFF_FE00 }
     private static var permissionShift: UInt64 { 48 }
@@ -47,12 +48,25 @@ struct ShadowEntry: Equatable {
         }
     }
 
+    /// Whether both are empty, links, memory or devices.
+    func isOfKind(_ other: Self) -> Bool { (rawValue ^ other.rawValue) & (Self.present | Self.leaf) == 0 }
+
     // MARK: Links
 
-    init(link page: ShadowPage.Pointer) { rawValue = UInt64(UInt(bitPattern: page)) | Self.present }
+    /// A link to a page, which may be a direct one: then it stands for a leaf of the guest.
+    init(link page: ShadowPage.Pointer) {
+        let role = page.pointee.role
+        rawValue =
+            UInt64(UInt(bitPattern: page)) | Self.present | (role.isDirect ? Self.parts : 0)
+            | (role.isDirect && role.isGlobal ? Self.global : 0)
+    }
 
     @inline(__always)
     var isLink: Bool { rawValue & (Self.present | Self.leaf) == Self.present }
+
+    /// Whether the entry stands for a leaf of the guest, not for a table.
+    @inline(__always)
+    var isGuestLeaf: Bool { !isLink || rawValue & Self.parts != 0 }
 
     /// The page that a link leads to.
     @inline(__always)
@@ -61,7 +75,7 @@ struct ShadowEntry: Equatable {
         ShadowPage.Pointer(bitPattern: UInt(rawValue & Self.linkAddress)).unsafelyUnwrapped
     }
 
-    // MARK: Leaves
+    // MARK: Guest leaves
 
     @inline(__always)
     var isMemory: Bool { rawValue & (Self.present | Self.leaf) == Self.present | Self.leaf }

@@ -92,11 +92,17 @@ extension ShadowMMU {
         _ wish: Wish, _ page: ShadowPage.Pointer, _ index: Int, _ floor: UInt64
     ) -> Step {
         let role = page.pointee.role
-        if page.synced.pointee.load(ordering: .relaxed) <= max(wish.requirement, floor), !synchronize(page) {
+        let synced = page.synced.pointee.load(ordering: .relaxed)
+        if synced == ShadowPage.always {
+            page.pointee.storeCount = 0
+            // Links to tables need no look at a table whose stores are caught. What maps memory has a dirty bit, which walks
+            // set.
+            let old = page.value(index)
+            if old.isLink && !old.page.pointee.role.isDirect { return .page(old.page) }
+        } else if synced <= max(wish.requirement, floor), !synchronize(page) {
             return .finished(isDevice: false)
         }
         guard let table = hostPage(page.pointee.frame, role.addressSpace) else { return .finished(isDevice: false) }
-        tracked[page.pointee.frame]?.storeCount = 0
         let entry = GuestTableEntry.load(table, role, index)
         guard entry.isPresent, entry.isAccessed, entry.isValid(wish.context, wish.walk) else {
             return .finished(isDevice: false)

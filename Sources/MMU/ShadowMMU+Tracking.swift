@@ -62,15 +62,17 @@ extension ShadowMMU {
     public func guestStore(frame: UInt64, offset: Int, byteCount: Int, _ store: () -> Void) {
         memory.withReadSection {
             withLock {
-                guard let record = tracked[frame], byteCount > 0 else { return store() }
+                guard tracked[frame] != nil, byteCount > 0 else { return store() }
                 counters.caughtStoreCount += 1
                 let pages = tables.shadows(of: frame).filter { $0.pointee.isTracked }
                 // ORDERING: released before the store, as all later stores are on x86: who sees the new value sees that the
                 // pages have to be compared, and waits for the lock (invariant 2).
                 for page in pages { page.synced.pointee.store(0, ordering: .releasing) }
                 store()
-                if record.storeCount >= TrackedFrame.storeLimit { return stopTracking(frame) }
-                tracked[frame]?.storeCount += 1
+                for page in pages { page.pointee.storeCount += 1 }
+                if !pages.isEmpty, pages.allSatisfy({ $0.pointee.storeCount > TrackedFrame.storeLimit }) {
+                    return stopTracking(frame)
+                }
                 for page in pages where compare(page, offset..<offset + byteCount) {
                     // ORDERING: release, after what differs was dropped.
                     page.synced.pointee.store(ShadowPage.always, ordering: .releasing)

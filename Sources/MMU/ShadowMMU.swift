@@ -150,10 +150,8 @@ struct TrackedFrame {
     let serial: UInt64
     /// All vCPUs have dropped their write entries since.
     var isComplete = false
-    /// Caught stores since the frame was last used as a table.
-    var storeCount = 0
 
-    /// After so many stores the frame is not taken for a table any more.
+    /// After so many stores since the frame was last used as a table it is not taken for one any more.
     static var storeLimit: Int { 32 }
 }
 

@@ -25,6 +25,8 @@ struct ShadowPage: ~Copyable {
     var cleanSyncCount = 0
     /// Stores to the guest's table are caught.
     var isTracked = false
+    /// Caught stores since the page was last used.
+    var storeCount = 0
     /// Walkers may start here.
     var isRoot = false
     /// Used since it was last considered for recycling.

@@ -101,15 +101,18 @@ struct ShadowTables {
     ) -> ShadowPage.Pointer? {
         let old = page.value(index)
         let oldKey = key(of: old, page, index)
-        page.set(index, new)
+        if new != old { page.set(index, new) }
         if !page.pointee.role.isDirect { page.guestEntries[index] = guestEntry }
+        let newKey = key(of: new, page, index)
+        // As a rule the same is found again, with another permission.
+        if newKey == oldKey && new.isOfKind(old) { return nil }
         let reference = ShadowEntryReference(page, index)
         if new.isLink {
-            links.insert(reference, key(of: new, page, index))
+            links.insert(reference, newKey)
         } else if new.isMemory {
-            memoryEntries.insert(reference, key(of: new, page, index))
+            memoryEntries.insert(reference, newKey)
         } else if new.isDevice {
-            deviceEntries.insert(reference, key(of: new, page, index))
+            deviceEntries.insert(reference, newKey)
         }
         return forget(reference, old, oldKey)
     }

@@ -49,9 +49,9 @@ public final class ShadowWalker {
     private let missCount = Atomic<UInt64>(0)
 
     private struct Requirement {
-        /// For links.
+        /// For links to tables.
         var upper: UInt64 = 0
-        /// For leaves that are not global.
+        /// For leaves of the guest that are not global.
         var local: UInt64 = 0
         /// For global leaves.
         var global: UInt64 = 0
@@ -136,13 +136,14 @@ public final class ShadowWalker {
             let entry = ShadowEntry(
                 rawValue: page.entry(Int(linear >> shift) & 511).pointee.load(ordering: .acquiring))
             path.append(entry.rawValue)
+            let requirement =
+                entry.isGuestLeaf ? max(floor, entry.isGlobal ? required.global : required.local) : required.upper
+            guard synced > requirement else { return .none }
             if entry.isLink {
-                guard synced > required.upper else { return .none }
                 page = entry.page
                 shift -= 9
                 continue
             }
-            guard synced > max(floor, entry.isGlobal ? required.global : required.local) else { return .none }
             let permission = ShadowPermissions(access)
             if entry.isMemory {
                 guard entry.allows(permission) else { return .none }

@@ -118,6 +118,27 @@ import X86
         #expect(cpu.access(page) == .memory(60))
     }
 
+    @Test func aPageFlushReachesGlobalLargePagesInPartsOfOtherContexts() throws {
+        let machine = try TestMachine()
+        machine.setGuarded(1024 + 3, true)
+        var first = TableBuilder(machine, firstFrame: 1)
+        var second = TableBuilder(machine, firstFrame: 20)
+        let page: UInt64 = 0xFFFF_8000_0000_0000
+        first.map(page, 1024, 3 | Bit.global, level: 2)
+        second.map(page, 1024, 3 | Bit.global, level: 2)
+        let cpu = TestProcessor(machine, .long(root: first.root | 1, cr4: Self.withContexts))
+        cpu.access(page)
+        cpu.loadCR3(second.root | 2)
+        cpu.access(page)
+        #expect(machine.mmu.statistics.directPageCount == 1)
+        first.map(page, 2048, 3 | Bit.global | Bit.accessed, level: 2)
+        second.map(page, 2048, 3 | Bit.global | Bit.accessed, level: 2)
+        cpu.invalidate(page)
+        #expect(cpu.access(page) == .memory(2048))
+        cpu.loadCR3(first.root | 1, preserving: true)
+        #expect(cpu.access(page) == .memory(2048))
+    }
+
     @Test func contextsAreFlushedOneByOne() throws {
         let machine = try TestMachine()
         var first = TableBuilder(machine, firstFrame: 1)

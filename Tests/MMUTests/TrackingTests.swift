@@ -60,6 +60,24 @@ import X86
         #expect(cpu.isHit(0x40_1000) && !cpu.isHit(0x40_1000, .supervisorWrite))
     }
 
+    @Test func aLargePageBecomesDirtyInATrackedTable() throws {
+        var (machine, tables, cpu) = try tracked()
+        tables.map(0x60_0000, 1024, level: 2)
+        machine.setGuarded(1024 + 3, true)
+        cpu.access(0x60_1000)
+        #expect(cpu.isHit(0x60_1000) && !cpu.isHit(0x60_1000, .supervisorWrite))
+        cpu.access(0x60_1000, .supervisorWrite)
+        #expect(cpu.isHit(0x60_1000, .supervisorWrite))
+        #expect(machine.mmu.isTracked(tables.entry(0x60_0000, level: 2) >> 12))
+        // The guest clears the bit.
+        let entry = tables.entry(0x60_0000, level: 2)
+        machine.store(machine.load(entry) & ~Bit.dirty, entry)
+        #expect(!cpu.isHit(0x60_1000, .supervisorWrite))
+        cpu.access(0x60_1000, .supervisorWrite)
+        #expect(machine.load(entry) & Bit.dirty != 0)
+        #expect(machine.mmu.brokenInvariant() == nil)
+    }
+
     @Test func aMappingMadeBeforeLosesItsWritePermission() throws {
         let machine = try TestMachine(trackingThreshold: 1)
         var tables = TableBuilder(machine)

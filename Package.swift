@@ -104,7 +104,7 @@ let package = Package(
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts", "TestSupport"], swiftSettings: execution),
         .testTarget(
             name: "TranslatorTests",
-            dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU", "TestSupport"],
+            dependencies: ["Translator", "MMU", "CHost", "CZydis", "GuestMemory", "RCU", "TestSupport"],
             swiftSettings: execution),
         .testTarget(
             name: "MachineTests",

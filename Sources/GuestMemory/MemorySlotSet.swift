@@ -23,7 +23,8 @@ struct MemorySlotSet: ~Copyable {
         self.ids = ids
     }
 
-    private var index: Int { frames.set }
+    /// Which of the two sets it is.
+    var index: Int { frames.set }
 
     // MARK: Readers
 

@@ -38,6 +38,16 @@ public protocol KVMBackend: AnyObject, Sendable {
     /// KVM has no such call: its clients send a signal, and so does a backend over the kernel.
     func kick(_ vcpu: KVMDescriptor)
 
+    /// `pread` of what `KVM_GET_STATS_FD` returned: copies from the statistics as they are now.
+    ///
+    /// - Returns: how many bytes there were; 0 behind the end.
+    func readStatistics(
+        _ descriptor: KVMDescriptor, at offset: Int, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(Errno) -> Int
+
+    /// What the machine's core looks like from inside; nil if the backend does not tell.
+    func inspect(_ machine: KVMDescriptor) -> MachineInspection?
+
     /// `close`. The object lives on while others refer to it, as a virtual CPU refers to its machine.
     func close(_ descriptor: KVMDescriptor)
 }
@@ -47,6 +57,13 @@ extension KVMBackend {
     public func mapDirtyRing(
         _ vcpu: KVMDescriptor, byteCount: Int
     ) throws(Errno) -> UnsafeMutableRawBufferPointer { throw .invalidArgument }
+
+    /// A backend without statistics.
+    public func readStatistics(
+        _ descriptor: KVMDescriptor, at offset: Int, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(Errno) -> Int { throw .badFileDescriptor }
+
+    public func inspect(_ machine: KVMDescriptor) -> MachineInspection? { nil }
 }
 
 // The types below are the ABI's C structures: trivial, though Swift cannot see it of those with unions.

@@ -63,6 +63,7 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let dirtyLogRingAcquireRelease = Self(rawValue: 223)
     public static let setGuestDebug2 = Self(rawValue: 195)
     public static let specialRegisters2 = Self(rawValue: 200)
+    public static let binaryStatistics = Self(rawValue: 203)
     /// The answer is the number of guest physical address bits.
     public static let guestPhysicalAddressBits = Self(rawValue: 207)
     /// The answer is the size of the XSAVE image in bytes.

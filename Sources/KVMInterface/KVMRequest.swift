@@ -39,6 +39,9 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case getClock = 0x8030_AE7C
     case enableCapability = 0x4068_AEA3
 
+    /// Also to a virtual CPU.
+    case getStatisticsDescriptor = 0x0000_AECE
+
     // To a virtual machine; Martlet's own.
 
     /// Several changes of memory slots as one; see ``MemoryBatch``.

@@ -1,4 +1,5 @@
 import GuestMemory
+import Host
 import Synchronization
 import X86
 
@@ -44,9 +45,9 @@ public final class ShadowWalker {
     /// Frames of tables that have proved steady; see ``takeTrackingCandidates()``.
     private var candidates: [UInt64] = []
 
-    private let hitCount = Atomic<UInt64>(0)
-    private let deviceHitCount = Atomic<UInt64>(0)
-    private let missCount = Atomic<UInt64>(0)
+    private let memoryHits = OwnedCounter()
+    private let deviceHits = OwnedCounter()
+    private let misses = OwnedCounter()
 
     private struct Requirement {
         /// For links to tables.
@@ -102,16 +103,11 @@ public final class ShadowWalker {
         var path = ShadowPath()
         let result = lookup(linear, access, context, &path)
         switch result {
-        case .memory: Self.count(hitCount)
-        case .device: Self.count(deviceHitCount)
-        case .none: Self.count(missCount)
+        case .memory: memoryHits.increment()
+        case .device: deviceHits.increment()
+        case .none: misses.increment()
         }
         return result
-    }
-
-    private static func count(_ counter: borrowing Atomic<UInt64>) {
-        // ORDERING: relaxed; only the owner writes.
-        counter.store(counter.load(ordering: .relaxed) &+ 1, ordering: .relaxed)
     }
 
     /// As the other `lookup`; leaves the entries it read in `path`.
@@ -407,9 +403,7 @@ public final class ShadowWalker {
 
     /// > Concurrency: any thread; the counts may be of slightly different moments.
     public var statistics: Statistics {
-        Statistics(
-            memoryHitCount: hitCount.load(ordering: .relaxed), deviceHitCount: deviceHitCount.load(ordering: .relaxed),
-            missCount: missCount.load(ordering: .relaxed))
+        Statistics(memoryHitCount: memoryHits.value, deviceHitCount: deviceHits.value, missCount: misses.value)
     }
 }
 

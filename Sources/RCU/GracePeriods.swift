@@ -6,6 +6,8 @@ import Synchronization
 protocol GracePeriodSource: AnyObject, Sendable {
     /// Waits until every read section that may have begun before the call has ended.
     func synchronize()
+    /// Readers and grace periods now; the callbacks are not its own.
+    var state: ReclamationState { get }
 }
 
 /// The grace-period counter, the registry of readers and the wait for them.
@@ -125,6 +127,24 @@ final class GracePeriods: GracePeriodSource, @unchecked Sendable {
         gracePeriodLock.withLock {
             if completed < target { advance() }
         }
+    }
+
+    var state: ReclamationState {
+        // ORDERING: relaxed; the numbers need not agree with each other.
+        let begun = line.counter.pointee.load(ordering: .relaxed)
+        var state = ReclamationState(begun: begun - 1, activeReaders: 0, oldestReaderAge: 0)
+        // ORDERING: acquire pairs with the release in `addRecord`.
+        var record = records.load(ordering: .acquiring)
+        while let current = record {
+            let seen = current.pointee.state.load(ordering: .relaxed)
+            if seen != 0 {
+                state.activeReaders += 1
+                // A reader that has just come in may know a newer number.
+                if seen < begun { state.oldestReaderAge = max(state.oldestReaderAge, begun - seen) }
+            }
+            record = current.pointee.next
+        }
+        return state
     }
 
     /// Runs one grace period. The grace-period lock is held.

@@ -52,6 +52,13 @@ public class ReclamationDomain: @unchecked Sendable {
         reclaimer.enqueue(Reclaimer.Callback(function: function, context: context))
     }
 
+    /// The domain as it is now, for inspection.
+    public var state: ReclamationState {
+        var state = source.state
+        state.pendingCallbacks = backlog
+        return state
+    }
+
     /// How many callbacks have not begun yet.
     public var backlog: Int { reclaimer.backlog }
 
@@ -68,6 +75,18 @@ public class ReclamationDomain: @unchecked Sendable {
     /// > Concurrency: as `synchronize`; not from a callback.
     @available(*, noasync)
     public func barrier() { reclaimer.reclaim() }
+}
+
+/// A domain's readers and garbage at one moment.
+public struct ReclamationState: Equatable, Sendable {
+    /// The number of grace periods begun.
+    public var begun: UInt64
+    /// Readers inside a section.
+    public var activeReaders: Int
+    /// How many grace periods have begun since the oldest of them came in; 0 if there is none.
+    public var oldestReaderAge: UInt64
+    /// Callbacks that have not begun.
+    public var pendingCallbacks = 0
 }
 
 private final class ClosureBox: Sendable {

@@ -120,6 +120,20 @@ final class BlockingReaders: GracePeriodSource, @unchecked Sendable {
         }
     }
 
+    var state: ReclamationState {
+        // ORDERING: relaxed; the numbers need not agree with each other.
+        let parity = epoch.load(ordering: .relaxed) & 1
+        var counts = [0, 0]
+        for line in 0...lineMask {
+            for parity in 0...1 { counts[parity] += count(line, parity: parity).pointee.load(ordering: .relaxed) }
+        }
+        // A section that ends between two looks may count as less than none.
+        counts = counts.map { max($0, 0) }
+        return ReclamationState(
+            begun: UInt64(begun.load(ordering: .relaxed)), activeReaders: counts[0] + counts[1],
+            oldestReaderAge: counts[parity ^ 1] > 0 ? 1 : 0)
+    }
+
     /// Runs one grace period. The lock is held.
     private func advance() {
         // ORDERING: acquire pairs with the addition in `synchronize`.

@@ -45,7 +45,7 @@ extension Processor {
         let access = PageAccess(
             kind == .write ? .write : .read, isUser: tlbMode == .user,
             overridesAccessPrevention: tlbMode == .supervisorOverride)
-        if let shadow, mmu == .shadow || shadow.mayBeDevice(linear) {
+        if let shadow, mmu == .shadow || shadow.mayBeDevice(linear), hasGuestControl {
             switch shadow.lookup(linear, access, pagingContext) {
             case .memory(let page):
                 if kind == .write {
@@ -69,6 +69,7 @@ extension Processor {
     private func fill(
         _ linear: UInt64, _ access: PageAccess, _ tlbMode: SoftTLB.Mode
     ) throws(GuestFault) -> Target {
+        fills.increment()
         let translation: PageTranslation
         switch walk.translate(linear, access, pagingContext) {
         case .translated(let found): translation = found
@@ -76,10 +77,10 @@ extension Processor {
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
         guard let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) else {
-            if mmu == .walk { shadow?.installDevice(linear, access, pagingContext) } else { install(linear, access) }
+            install(linear, access, isDevice: true)
             return .device(translation.physical | linear & 0xFFF)
         }
-        if mmu == .shadow { install(linear, access) }
+        if mmu == .shadow { install(linear, access, isDevice: false) }
         let page = slot.pointee.hostPointer(for: frame)
         let host = page + Int(linear & 0xFFF)
         let isReadOnly = slot.pointee.flags.contains(.readOnly)
@@ -98,20 +99,28 @@ extension Processor {
     }
 
     /// Puts what the guest's tables just said into the shadow pages.
-    private func install(_ linear: UInt64, _ access: PageAccess) {
-        guard let shadow else { return }
-        shadow.install(linear, access, pagingContext)
+    private func install(_ linear: UInt64, _ access: PageAccess, isDevice: Bool) {
+        guard let shadow, hasGuestControl else { return }
+        withHostControl {
+            if mmu == .walk && isDevice {
+                shadow.installDevice(linear, access, pagingContext)
+            } else {
+                shadow.install(linear, access, pagingContext)
+            }
+        }
         if shadow.hasTrackingCandidates { raiseAttention() }
     }
 
     /// Has stores caught to tables that proved steady. > Concurrency: between blocks.
     func trackTables() {
         guard let shadow, shadow.hasTrackingCandidates else { return }
-        let tickets = shadow.mmu.beginTracking(shadow.takeTrackingCandidates())
-        if tickets.isEmpty { return }
-        tlb.dropWriteEntries()
-        platform.requestOthers(.dropWriteEntries)
-        shadow.mmu.finishTracking(tickets)
+        withHostControl {
+            let tickets = shadow.mmu.beginTracking(shadow.takeTrackingCandidates())
+            if tickets.isEmpty { return }
+            tlb.dropWriteEntries()
+            platform.requestOthers(.dropWriteEntries)
+            shadow.mmu.finishTracking(tickets)
+        }
     }
 
     // MARK: Integers
@@ -215,7 +224,9 @@ extension Processor {
             }
         }
         if let shadow, shadow.mmu.isTracked(page) {
-            shadow.mmu.guestStore(frame: page, offset: offset, byteCount: bytes.count, store)
+            withHostControl {
+                shadow.mmu.guestStore(frame: page, offset: offset, byteCount: bytes.count, store)
+            }
         } else {
             store()
         }

@@ -15,6 +15,9 @@ public final class Processor {
     public unowned(unsafe) let platform: any ProcessorPlatform
 
     let memory: GuestMemory
+    /// How often a page was looked up in the guest's tables and the slots for the software TLB.
+    let fills = OwnedCounter()
+    public var fillCount: UInt64 { fills.value }
     /// The slot that was used last.
     var lastSlot = MemorySlotCache()
     /// Where written pages are reported, if the client reads rings; fixed before the processor runs.
@@ -72,6 +75,9 @@ public final class Processor {
             state.base.storeBytes(of: newValue ? 1 : 0, toByteOffset: CPUState.interruptWindowOffset, as: UInt32.self)
         }
     }
+
+    /// The guest's MXCSR is the host's now, inside ``run()``: only there may shadow pages be read.
+    private(set) var hasGuestControl = false
 
     /// What GS base holds inside ``withGuestControl(_:)``. Writing the register costs 30 cycles.
     private var loadedBase: UnsafeMutableRawPointer
@@ -161,7 +167,9 @@ public final class Processor {
         loadedBase = tlb.activeBase
         martlet_wrgsbase(UInt64(UInt(bitPattern: loadedBase)))
         call(cache.trampolines.loadControl)
+        hasGuestControl = true
         let result = body()
+        hasGuestControl = false
         saveX87()
         call(cache.trampolines.saveControl)
         martlet_wrgsbase(hostBase)
@@ -170,9 +178,14 @@ public final class Processor {
 
     /// Runs `body` with the host's MXCSR inside ``withGuestControl(_:)``. Collections compute in floating point when they
     /// grow, and must neither see the guest's rounding mode nor set its sticky flags.
-    func withHostControl<Result>(_ body: () throws(GuestFault) -> Result) throws(GuestFault) -> Result {
+    func withHostControl<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+        guard hasGuestControl else { return try body() }
         call(cache.trampolines.saveControl)
-        defer { call(cache.trampolines.loadControl) }
+        hasGuestControl = false
+        defer {
+            hasGuestControl = true
+            call(cache.trampolines.loadControl)
+        }
         return try body()
     }
 
@@ -391,6 +404,9 @@ public final class Processor {
         }
     }
 
+    /// How walks of the shadow pages ended. > Concurrency: any thread.
+    public var shadowStatistics: ShadowWalker.Statistics? { shadow?.statistics }
+
     // MARK: Flushes
 
     /// Drops cached translations.
@@ -408,16 +424,22 @@ public final class Processor {
             shadow?.flush(pcid: pcid)
         case .page(let linear):
             tlb.flush(page: linear, pcid: nil)
-            shadow?.flush(page: linear, pcid: nil, pagingContext)
+            dropShadow(of: linear, pcid: nil)
         case .pageInContext(let linear, let pcid):
             tlb.flush(page: linear, pcid: pcid)
-            shadow?.flush(page: linear, pcid: pcid, pagingContext)
+            dropShadow(of: linear, pcid: pcid)
         case .contextSwitch(let preserving):
             let pcid = currentContext
             tlb.activate(pcid: pcid)
             if !preserving { tlb.flush(pcid: pcid) }
             shadow?.switchContext(to: pagingContext, preserving: preserving)
         }
+    }
+
+    private func dropShadow(of linear: UInt64, pcid: UInt16?) {
+        guard let shadow else { return }
+        guard hasGuestControl else { return shadow.flushAll() }
+        withHostControl { shadow.flush(page: linear, pcid: pcid, pagingContext) }
     }
 
     /// The current PCID; 0 when they are off.

@@ -319,6 +319,15 @@ public final class TranslationCache: @unchecked Sendable {
         pages[page, default: CodePage()].pieces |= (~UInt64(0) >> UInt64(63 - (last - first))) << UInt64(first)
     }
 
+    // MARK: Inspection
+
+    /// What the cache holds; `bytes` counts from the last reset on, dropped blocks among them.
+    public var counts: (blocks: Int, bytes: Int, pages: Int, resets: UInt64) {
+        lock.lock()
+        defer { lock.unlock() }
+        return (blocks.count, used - trampolines.byteCount, pages.count, epoch.load(ordering: .relaxed))
+    }
+
     // MARK: Records
 
     /// The instruction that is executed at a place, and its offset from the page base.

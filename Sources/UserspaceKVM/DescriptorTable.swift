@@ -14,6 +14,7 @@ final class DescriptorTable: @unchecked Sendable {
         case system
         case machine(UserspaceVM)
         case vcpu(VCPUReference)
+        case statistics(StatisticsFile)
     }
 
     /// A vCPU and what keeps it alive; one object, so that a request counts no references that vCPUs share.

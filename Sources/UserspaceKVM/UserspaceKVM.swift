@@ -1,3 +1,4 @@
+import Glibc
 import Host
 import KVMInterface
 import enum MMU.MMUKind
@@ -47,8 +48,11 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
         case .machine(let vm): return try handleMachine(vm, known, argument)
         case .vcpu(let reference):
             return try withExtendedLifetime(reference) { () throws(Errno) in
-                try reference.vcpu.handle(known, argument)
+                if known == .getStatisticsDescriptor { return try openStatistics(of: reference) }
+                return try reference.vcpu.handle(known, argument)
             }
+        // A file that has no requests.
+        case .statistics: throw .inappropriateIOCTLForDevice
         }
     }
 
@@ -83,6 +87,32 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
             return last
         }
         withExtendedLifetime(released) {}
+    }
+
+    public func readStatistics(
+        _ descriptor: KVMDescriptor, at offset: Int, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(Errno) -> Int {
+        guard case .statistics(let file) = try descriptors.object(descriptor) else { throw .invalidArgument }
+        return file.read(at: offset, into: buffer)
+    }
+
+    /// The corresponding C request is `KVM_GET_STATS_FD` of a vCPU; it does not wait for one that runs.
+    private func openStatistics(of reference: DescriptorTable.VCPUReference) throws(Errno) -> Int32 {
+        let file = StatisticsFile(identifier: "kvm-\(getpid())/vcpu-\(reference.vcpu.id)") {
+            reference.vcpu.statistics
+        }
+        return try descriptors.add(.statistics(file)).rawValue
+    }
+
+    /// The corresponding C request is `KVM_GET_STATS_FD` of a machine.
+    func openStatistics(of vm: UserspaceVM) throws(Errno) -> Int32 {
+        let file = StatisticsFile(identifier: "kvm-\(getpid())") { vm.statistics }
+        return try descriptors.add(.statistics(file)).rawValue
+    }
+
+    public func inspect(_ machine: KVMDescriptor) -> MachineInspection? {
+        guard case .machine(let vm) = try? descriptors.object(machine) else { return nil }
+        return vm.inspect()
     }
 
     public func kick(_ vcpu: KVMDescriptor) {

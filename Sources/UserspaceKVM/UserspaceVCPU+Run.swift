@@ -44,8 +44,8 @@ extension UserspaceVCPU {
             // after the looks above, is found now.
             if isAskedToReturn || apic?.hasPendingInitialize == true { processor.raiseAttention() }
             // The clock is slow to read: between the timer thread's signals, now and then is enough.
-            entryCount &+= 1
-            if takeSignal(.timer) || entryCount & 15 == 0 { serviceTimer() }
+            counters.entries.increment()
+            if takeSignal(.timer) || counters.entries.value & 15 == 0 { serviceTimer() }
             if takeSignal(.clockChanged) { writeParavirtualClock() }
             injectEvents()
             let result = processor.run()
@@ -64,6 +64,7 @@ extension UserspaceVCPU {
         case .needsClient(let request):
             pendingAccess = request
             describe(request)
+            counters.exits.increment()
             return 0
         case .halted:
             processor.system.activity = apic == nil ? .running : .halted
@@ -78,6 +79,13 @@ extension UserspaceVCPU {
     }
 
     private func exit(_ reason: Int32) -> Int32 {
+        counters.exits.increment()
+        switch reason {
+        case KVM_EXIT_HLT: counters.haltExits.increment()
+        case KVM_EXIT_IRQ_WINDOW_OPEN: counters.interruptWindowExits.increment()
+        case KVM_EXIT_DIRTY_RING_FULL: counters.dirtyRingExits.increment()
+        default: break
+        }
         runArea.run.pointee.exit_reason = UInt32(reason)
         return 0
     }
@@ -100,6 +108,8 @@ extension UserspaceVCPU {
     }
 
     private func interrupted() -> Errno {
+        counters.exits.increment()
+        counters.signalExits.increment()
         runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
         return .interrupted
     }
@@ -121,6 +131,7 @@ extension UserspaceVCPU {
 
     /// Sleeps until an event ends HLT or the wait for INIT or SIPI, or the client wants its thread back.
     private func waitForActivity() throws(Errno) {
+        counters.halts.increment()
         var deadline = apic?.timerDeadlineNanoseconds
         if signalMask != nil {
             deadline = min(deadline ?? .max, nextSignalCheck)
@@ -181,6 +192,7 @@ extension UserspaceVCPU {
         if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, !processor.isCompletingAccess, takeNMI()
         {
             processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)
+            counters.nmiInjections.increment()
         }
         guard let apic else {
             processor.wantsInterruptWindow = runArea.run.pointee.request_interrupt_window != 0
@@ -190,6 +202,7 @@ extension UserspaceVCPU {
             let vector = hasExternalInterrupt(apic) ? vm.router?.pic?.acknowledge() : apic.acknowledge()
             if let vector {
                 processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: vector)
+                counters.interruptInjections.increment()
             }
         }
         processor.wantsInterruptWindow = hasInterrupt

@@ -33,11 +33,13 @@ extension UserspaceVCPU {
             describePort(port, byteCount, direction: KVM_EXIT_IO_OUT)
             store(UInt64(value), at: Limits.portDataOffset, byteCount)
         case .mmioRead(let address, let byteCount):
+            counters.mmioExits.increment()
             run.pointee.exit_reason = UInt32(KVM_EXIT_MMIO)
             run.pointee.mmio.phys_addr = address
             run.pointee.mmio.len = UInt32(byteCount)
             run.pointee.mmio.is_write = 0
         case .mmioWrite(let address, let byteCount, let value):
+            counters.mmioExits.increment()
             run.pointee.exit_reason = UInt32(KVM_EXIT_MMIO)
             run.pointee.mmio.phys_addr = address
             run.pointee.mmio.len = UInt32(byteCount)
@@ -48,6 +50,7 @@ extension UserspaceVCPU {
 
     private func describePort(_ port: UInt16, _ byteCount: Int, direction: Int32) {
         let run = runArea.run
+        counters.portExits.increment()
         run.pointee.exit_reason = UInt32(KVM_EXIT_IO)
         run.pointee.io.direction = UInt8(direction)
         run.pointee.io.size = UInt8(byteCount)

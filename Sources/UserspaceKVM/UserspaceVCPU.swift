@@ -61,8 +61,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var hasRun = false
     /// A hypercall of another vCPU ended HLT.
     var isUnhalted = false
-    /// Entries into guest code.
-    var entryCount: UInt64 = 0
+    let counters = VCPUCounters()
     /// Vector of the last SIPI, for `KVM_GET_VCPU_EVENTS`.
     var startupVector: UInt8 = 0
 

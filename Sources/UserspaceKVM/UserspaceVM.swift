@@ -49,6 +49,8 @@ final class UserspaceVM: @unchecked Sendable {
     let dirtyRingByteCount = Atomic<Int>(0)
     /// `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE`.
     let protectsLogManually = Atomic<Bool>(false)
+    /// How often all vCPUs were asked to forget their translations.
+    let flushRequestCount = Atomic<UInt64>(0)
     /// `KVM_CAP_EXCEPTION_PAYLOAD`.
     let reportsExceptionPayloads = Atomic<Bool>(false)
 
@@ -133,6 +135,7 @@ final class UserspaceVM: @unchecked Sendable {
     /// Makes every vCPU perform `requests` before it runs guest code again.
     /// > Concurrency: any thread that is not inside guest code, without locks that vCPUs take.
     func requestAll(_ requests: ProcessorRequests) {
+        if requests.contains(.flushTLB) { flushRequestCount.add(1, ordering: .relaxed) }
         VCPURequests.request(requests, among: enumerateRequests)
     }
 

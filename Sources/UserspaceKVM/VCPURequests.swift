@@ -182,6 +182,13 @@ public final class VCPURequests: @unchecked Sendable {
         }
     }
 
+    // MARK: Inspection
+
+    /// Where the owner stands, seen by anybody.
+    var standsInside: Bool { word.atomic.pointee.load(ordering: .relaxed) & Self.insideBit != 0 }
+
+    var isSleeping: Bool { sleeping.atomic.pointee.load(ordering: .relaxed) != 0 }
+
     // MARK: Sleeping
 
     /// Sleeps until a kick, the deadline or a signal, unless `hasEvent` says that there is no reason to sleep.

@@ -12,7 +12,7 @@ enum Extensions {
             .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .adjustClock, .internalErrorData, .vcpuEvents,
             .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
-            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .vcpuParking:
+            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking:
             return 1
         case .irqRouting: return Limits.gsiCount
         case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount

@@ -9,6 +9,7 @@ extension UserspaceKVM {
         switch request {
         case .checkExtension: return Int32(clamping: Extensions.answer(argument))
         case .createVCPU: return try createVCPU(vm, id: argument)
+        case .getStatisticsDescriptor: return try openStatistics(of: vm)
         case .parkVCPU: try vm.parkVCPU(id: argument)
         case .createIRQChip: try vm.createIRQChip()
         case .createPIT: try vm.createPIT(answersSpeakerPort: false)

@@ -1,7 +1,7 @@
 # Martlet: every command a user or a developer needs. `make help` lists them.
 
 PREFIX ?= /usr/local
-# How long `make fuzz` runs each target.
+# How long `make fuzz` runs each target, and `make stress` each stress test.
 SECONDS ?= 60
 CONFIGURATION := release
 SWIFT ?= swift
@@ -11,7 +11,7 @@ PRODUCT := .build/$(CONFIGURATION)/martlet
 export SWIFT CONFIGURATION PRODUCT
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench bench-core fuzz sanitize mutants format install clean
+.PHONY: help run build test bench bench-core stress fuzz sanitize mutants oracle format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench: ## Install what is missing, build, and compare with the host and with QEM
 bench-core: ## Install what is missing, build, and compare the core's structures with C libraries (MARTLET_BENCH_RUNS=301)
 	@Tools/bench-core.sh
 
+stress: ## Run the seeded stress tests of what threads share, SECONDS=60 each, plain and under the thread sanitizer
+	@SECONDS_EACH='$(SECONDS)' Tools/stress.sh
+
 fuzz: ## Fuzz the loader and the translator, SECONDS=60 each
 	@SECONDS_EACH='$(SECONDS)' Tools/fuzz.sh
 
@@ -39,6 +42,9 @@ sanitize: ## Run the tests of the core under the thread and the address sanitize
 
 mutants: ## Break the translator in a copy, one rule at a time, and check that the tests notice
 	@Tools/mutants.sh
+
+oracle: ## Boot guests on a real KVM, that of a Linux in QEMU with emulated virtualization
+	@Tools/oracle.sh
 
 format: ## Format every Swift file as .swift-format says
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests \

@@ -43,6 +43,10 @@ let package = Package(
             swiftSettings: execution),
         .target(name: "RCU", dependencies: ["Host"], swiftSettings: execution),
         .target(
+            name: "AddressSpace",
+            dependencies: ["Addressing", "RCU", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
+        .target(
             name: "VCPUTables",
             dependencies: ["Host", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
@@ -66,12 +70,18 @@ let package = Package(
             name: "UserspaceKVM",
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU", "VCPUTables"],
             swiftSettings: execution),
+        .target(
+            name: "KernelKVM",
+            dependencies: [
+                "KVMInterface", "Host", "CHost", .product(name: "SystemPackage", package: "swift-system")
+            ],
+            swiftSettings: strict),
         .target(name: "Devices", dependencies: ["Addressing", "Host"], swiftSettings: strict),
         .target(
             name: "Machine",
             dependencies: [
-                "Devices", "KVMInterface", "Addressing", "CLZ4", "CLZMA", "CZlib", "CZstd",
-                .product(name: "SystemPackage", package: "swift-system")
+                "AddressSpace", "Devices", "KVMInterface", "Addressing", "Host", "CHost", "CLZ4", "CLZMA", "CZlib",
+                "CZstd", .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: strict),
         .target(
@@ -81,7 +91,7 @@ let package = Package(
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM", "DefaultGuest",
+                "Machine", "UserspaceKVM", "KernelKVM", "DefaultGuest",
                 .product(name: "ArgumentParser", package: "swift-argument-parser")
             ],
             swiftSettings: strict, linkerSettings: [.unsafeFlags(staticRuntime)]),
@@ -97,7 +107,8 @@ let package = Package(
             ],
             path: "Tests/BareGuest", swiftSettings: strict),
         .testTarget(
-            name: "EndToEndTests", dependencies: ["TestSupport", "DefaultGuest", "Machine", "CHost", "CZstd"],
+            name: "EndToEndTests",
+            dependencies: ["TestSupport", "DefaultGuest", "Machine", "KVMInterface", "CHost", "CZstd"],
             swiftSettings: execution),
         .testTarget(
             name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),
@@ -114,8 +125,18 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system")
             ],
             swiftSettings: execution),
+        .testTarget(
+            name: "MachineMemoryTests",
+            dependencies: [
+                "Machine", "AddressSpace", "UserspaceKVM", "KVMInterface", "Host", "Addressing", "TestSupport",
+                .product(name: "SystemPackage", package: "swift-system")
+            ],
+            swiftSettings: execution),
         .testTarget(name: "HostTests", dependencies: ["Host", "CHost"], swiftSettings: execution),
         .testTarget(name: "RCUTests", dependencies: ["RCU", "Host", "CHost", "TestSupport"], swiftSettings: execution),
+        .testTarget(
+            name: "AddressSpaceTests", dependencies: ["AddressSpace", "RCU", "Host", "Addressing", "TestSupport"],
+            swiftSettings: execution),
         .testTarget(
             name: "VCPUTablesTests",
             dependencies: ["VCPUTables", "VCPUTableDesigns", "RCU", "Host", "TestSupport"],
@@ -134,6 +155,10 @@ let package = Package(
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),
         .testTarget(
             name: "UserspaceKVMTests", dependencies: ["UserspaceKVM", "KVMInterface", "Host", "CHost", "TestSupport"],
+            swiftSettings: execution),
+        .testTarget(
+            name: "KernelKVMTests",
+            dependencies: ["KernelKVM", "UserspaceKVM", "KVMInterface", "Host", "CHost", "TestSupport"],
             swiftSettings: execution)
     ]
 )

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs the Debian packages that are missing from the sets named as arguments: build, guest, test, bench, bench-core.
+# Installs the Debian packages that are missing from the sets named as arguments: build, guest, test, bench,
+# bench-core, oracle.
 #
 # Uses root or sudo, and only if something is missing; otherwise prints the command to run and fails.
 set -euo pipefail
@@ -8,6 +9,7 @@ declare -A packages=(
     [build]="libc6-dev libzydis-dev liblzma-dev libzstd-dev liblz4-dev zlib1g-dev"
     [guest]="apt dpkg tar xz-utils busybox-static"
     [test]="binutils cpio gcc lz4 qemu-system-x86 xz-utils zstd"
+    [oracle]="binutils cpio qemu-system-x86"
     [bench-core]="liburcu-dev"
     [bench]="cpio gcc libc6-dev qemu-system-x86 zlib1g-dev"
 )

@@ -4,7 +4,8 @@
 # sanitize.sh [thread|address]...   both by default
 # MARTLET_CORE_TESTS="A B" names the test targets instead of the lists below.
 #
-# The thread sanitizer watches what threads share: RCU, vCPU tables, memory slots, interrupt delivery, requests to vCPUs.
+# The thread sanitizer watches what threads share: RCU, vCPU tables, memory slots and maps, interrupt delivery, requests to
+# vCPUs, and descriptors of both backends.
 # The address sanitizer watches what handles foreign bytes by hand: loader, devices, and the interface's structures.
 # Neither sees memory accesses of translated code, so the translator's own tests are in no list; its fuzz target runs
 # between guard pages. The thread sanitizer does not see the standard library's Mutex either, which loader, devices and
@@ -15,7 +16,7 @@ source "$(dirname "$0")/toolchain.sh"
 Tools/packages.sh build test || exit 1
 
 declare -A tests=(
-    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests MMUTests InterruptsTests UserspaceKVMTests"
+    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests MMUTests AddressSpaceTests InterruptsTests UserspaceKVMTests KernelKVMTests MachineMemoryTests"
     [address]="HostTests GuestMemoryTests InterruptsTests DevicesTests KVMInterfaceTests MachineTests"
 )
 # A report must end the process, not start the backtracer of Swift's runtime.

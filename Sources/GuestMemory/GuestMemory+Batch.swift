@@ -63,6 +63,27 @@ extension GuestMemory {
         }
     }
 
+    /// Whether readers find every frame of a slot at the same host address and with the same flags as when it was
+    /// `description`, so that translations through it still hold. False for a slot that is logged: its pages are to be marked
+    /// elsewhere.
+    ///
+    /// - Complexity: logarithmic in the number of slots for each slot that has its frames now.
+    public func hasSameMapping(as description: MemorySlotDescription) -> Bool {
+        guard !description.flags.contains(.logDirtyPages) else { return false }
+        return withReadSection {
+            var frame = description.baseFrame
+            while frame < description.frames.upperBound {
+                guard let slot = lookup(frame, addressSpace: Int(description.addressSpace)),
+                    slot.pointee.flags == description.flags,
+                    UInt(bitPattern: slot.pointee.hostPointer(for: frame))
+                        == description.hostAddress + UInt((frame.value - description.baseFrame.value) << pageShift)
+                else { return false }
+                frame = slot.pointee.endFrame
+            }
+            return true
+        }
+    }
+
     /// Makes the changes in the inactive set: all, or none.
     ///
     /// - Returns: one edit for each request; nil if it changes nothing.

@@ -31,12 +31,16 @@ public final class VCPU: @unchecked Sendable {
     /// after the exit has been completed: run once more with ``immediateExit`` set.
     /// - Throws: `Errno.badAddress` if guest memory could not be accessed. `EINTR` is `.interrupted`.
     public func run() throws(Errno) -> VCPUExit {
-        do {
-            try backend.call(descriptor, .run)
-        } catch Errno.interrupted {
-            return .interrupted
+        while true {
+            do {
+                try backend.call(descriptor, .run)
+                return runArea.exit
+            } catch Errno.interrupted {
+                return .interrupted
+            } catch Errno.resourceTemporarilyUnavailable {
+                // A vCPU that waited to be started has been: nothing is there for the client to do.
+            }
         }
-        return runArea.exit
     }
 
     /// Makes the current run, or else the next one, return `.interrupted`: sets ``immediateExit`` and sees to it that it is

@@ -65,8 +65,10 @@ final class CodeBuffer {
     func patch(_ place: UInt64, to target: UInt64) {
         let offset = Int(place &- UInt64(UInt(bitPattern: executable)))
         let displacement = Int32(truncatingIfNeeded: Int64(bitPattern: target &- (place &+ 4)))
-        // ORDERING: a single aligned store; processors see the old or the new target, both are valid blocks.
-        (writable + offset).storeBytes(of: displacement, as: Int32.self)
+        // SAFETY: displacements of links are aligned; an atomic integer has the size and layout of the integer.
+        let word = (writable + offset).assumingMemoryBound(to: Atomic<Int32>.self)
+        // ORDERING: relaxed; processors see the old or the new target, both are valid blocks. Several vCPUs may link at once.
+        word.pointee.store(displacement, ordering: .relaxed)
         // Each patch brings pages back into the writable mapping.
         let count = patchCount.load(ordering: .relaxed) + 1
         patchCount.store(count % Self.patchLimit, ordering: .relaxed)

@@ -25,6 +25,8 @@ import Translator
 // 5. A halted vCPU sleeps outside; requests do not wake it, events do.
 // 6. Bit 1 of the word says that a writer sleeps on it. It is set by writers, only in a word that says inside, and the
 //    move that ends the word tells the owner in the same atomic exchange, so no wake-up is lost.
+// 7. A kick that finds the owner outside raises nothing: the owner looks at its events after each entry. One that goes
+//    outside in the middle of a stay raises attention itself when it is back, so that the stay ends and it looks.
 
 /// The processor behind the requests, or a stand-in in tests.
 public protocol RequestTarget: AnyObject, Sendable {
@@ -102,6 +104,12 @@ public final class VCPURequests: @unchecked Sendable {
             }
             moveOutside()
         }
+    }
+
+    /// Enters in the middle of a stay.
+    private func enterAgain() {
+        enter()
+        target.raiseAttention()
     }
 
     /// Leaves, and wakes those who wait for it.
@@ -221,7 +229,7 @@ extension VCPURequests {
         let wasInside = isInside
         if wasInside { leave() }
         for entry in awaited { entry.vcpu.wait(for: entry.word) }
-        if wasInside { enter() } else { performPending() }
+        if wasInside { enterAgain() } else { performPending() }
     }
 
     /// Makes every vCPU that `all` enumerates perform `requests` before it runs guest code again, and returns when all have
@@ -254,7 +262,7 @@ extension VCPURequests {
         gate.closed.atomic.pointee.store(1, ordering: .sequentiallyConsistent)
         for entry in Self.post(.pause, to: all, except: self) { entry.vcpu.wait(for: entry.word) }
         ownsPause = true
-        enter()
+        if wasInside { enterAgain() } else { enter() }
         body()
         if !wasInside { leave() }
         ownsPause = false

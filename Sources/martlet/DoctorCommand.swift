@@ -6,14 +6,15 @@ import SystemPackage
 struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor",
-        abstract: "Print what this machine offers: processor features, packages, /dev/kvm, default guests.",
+        abstract:
+            "Print what this machine offers: processor features, packages, what /dev/kvm is worth, default guests.",
         discussion: "Exit status: 0 if guests can run here, 1 if something that is required is missing.")
 
     func run() throws {
         var report = HostReport()
         report.addProcessor()
         report.addPackages()
-        report.addKVM()
+        report.addAccelerators()
         report.addGuests()
         let status = StandardOutput.write(report.text)
         if status != .success { throw ExitCode(status.rawValue) }

@@ -8,14 +8,14 @@ struct Martlet: ParsableCommand {
         commandName: "martlet",
         abstract: "A virtual machine that needs no virtualization hardware.",
         discussion: """
-            Martlet runs an unmodified x86-64 Linux kernel in an ordinary process. It uses neither /dev/kvm nor any \
-            privilege.
+            Martlet runs an unmodified x86-64 Linux kernel in an ordinary process. It needs neither /dev/kvm nor any \
+            privilege; where /dev/kvm works well, it is used.
 
             Exit status: 0 the guest powered off or was left; 1 the host failed; 2 bad input; 3 the guest's processor \
             shut down (triple fault); 4 internal error; 128 + n ended by signal n.
             """,
         version: "martlet \(version)",
-        subcommands: [RunCommand.self, GuestCommand.self, DoctorCommand.self])
+        subcommands: [RunCommand.self, InspectCommand.self, GuestCommand.self, DoctorCommand.self])
 
     static let version = "0.1.0"
 

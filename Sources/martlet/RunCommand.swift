@@ -1,6 +1,5 @@
 import ArgumentParser
 import DefaultGuest
-import KVMInterface
 import Machine
 import SystemPackage
 import UserspaceKVM
@@ -53,8 +52,14 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "How guest memory accesses are translated: by the guest's page tables, or by shadow page tables.",
-            valueName: "how"))
+            "What guest code runs on: user, Martlet's own core; kernel, /dev/kvm; auto, /dev/kvm if a trial shows that it "
+                + "runs guests at this processor's speed, otherwise user.", valueName: "core"))
+    var accel = Accelerator.auto
+
+    @Option(
+        help: ArgumentHelp(
+            "How Martlet's own core translates the guest's memory accesses: walk, by the guest's page tables; shadow, by "
+                + "shadow page tables.", valueName: "how"))
     var mmu = MMUKind.walk
 
     @Flag(help: "Tell what is loaded and how the guest ends.")
@@ -64,10 +69,12 @@ struct RunCommand: ParsableCommand {
         let configuration = try makeConfiguration()
         // Before the core: it passes signals that are not its own on to the handlers that were there before.
         let console = try makeConsole()
+        let backend = try Backend.choose(accel, processorCount: configuration.processors.maximum, mmu: mmu)
+        if verbose { Message.progress("accel: \(backend.reason)") }
         let outcome: MachineOutcome
         do {
             outcome = try VirtualMachineMonitor(
-                configuration, system: try openSystem(), console: console,
+                configuration, system: backend.system, console: console,
                 report: { if verbose { Message.progress($0) } }
             ).run(restartsOnReboot: !noReboot)
         } catch MachineError.badInput(let message) {
@@ -108,17 +115,6 @@ struct RunCommand: ParsableCommand {
                 "standard output is closed, but it is the guest's console; open it or send it to a file")
         } catch {
             throw CommandFailure.hostFailure("the console cannot be opened: \(error)")
-        }
-    }
-
-    private func openSystem() throws -> KVMSystem {
-        do {
-            return try KVMSystem(backend: makeBackend(mmu: mmu))
-        } catch Errno.operationNotSupportedByDevice {
-            throw CommandFailure.hostFailure(
-                "this host's processor lacks AVX2 or BMI2, which translated code needs; see 'martlet doctor'")
-        } catch {
-            throw CommandFailure.hostFailure("the virtual machine core cannot be opened: \(error)")
         }
     }
 

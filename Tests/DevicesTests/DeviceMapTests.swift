@@ -90,7 +90,7 @@ private final class Pattern: Device {
 
     @Test func repeatedTransfersGoToTheSamePort() {
         let device = Pattern(widestAccess: 1)
-        let bus = DeviceBus(ports: DeviceMap([.init(0x3F8..<0x400, device)]), memory: DeviceMap([]))
+        let bus = DeviceBus(ports: DeviceMap([.init(0x3F8..<0x400, device)]))
         var data: [UInt8] = [0x61, 0x62, 0x63]
         data.withUnsafeMutableBytes { bus.transfer(port: 0x3F8, isWrite: true, byteCount: 1, count: 3, data: $0) }
         #expect(device.writes.values.map(\.value) == [0x61, 0x62, 0x63])

@@ -88,6 +88,36 @@ import UserspaceKVM
         #expect(try small.machine.setUserMemoryRegions([region(0, at: 0, SmallMachine.byteCount, base)]) == [[]])
     }
 
+    /// Running vCPUs are asked to forget what changed, and nothing else.
+    @Test func aSplitDisturbsNobody() throws {
+        let small = try SmallMachine()
+        let base = UnsafeRawPointer(small.memory.baseAddress!)
+        func flushes() throws -> UInt64 {
+            try #require(small.machine.inspect()?.statistics["remote_tlb_flush_requests"])
+        }
+        let size = SmallMachine.byteCount
+        let halves = [region(1, at: 0, size / 2, base), region(2, at: UInt64(size / 2), size / 2, base + size / 2)]
+        try small.machine.setUserMemoryRegions([region(0, at: 0, 0, nil)] + halves)
+        #expect(try flushes() == 0)
+        // Joined, with other memory in the second half.
+        try small.machine.setUserMemoryRegions(
+            [region(2, at: 0, 0, nil), region(3, at: UInt64(size / 2), size / 2, base)])
+        #expect(try flushes() == 1)
+        // With a hole.
+        try small.machine.setUserMemoryRegions([region(1, at: 0, 0, nil), region(4, at: 0x1000, 0x1000, base + 0x1000)])
+        #expect(try flushes() == 2)
+        // Read-only from now on, and logged.
+        try small.machine.setUserMemoryRegions(
+            [region(4, at: 0, 0, nil), region(5, at: 0x1000, 0x1000, base + 0x1000, .readOnly)])
+        #expect(try flushes() == 3)
+        try small.machine.setUserMemoryRegions(
+            [region(5, at: 0, 0, nil), region(6, at: 0x1000, 0x1000, base + 0x1000, .logDirtyPages)])
+        #expect(try flushes() == 4)
+        try small.machine.setUserMemoryRegions(
+            [region(6, at: 0, 0, nil), region(7, at: 0x1000, 0x1000, base + 0x1000, .logDirtyPages)])
+        #expect(try flushes() == 5)
+    }
+
     /// Code is known by its guest physical address: what was translated from a slot does not run in the next.
     @Test(arguments: [true, false]) func codeOfAReplacedSlotIsForgotten(isBatch: Bool) throws {
         // mov al,1 ; hlt ; jmp back

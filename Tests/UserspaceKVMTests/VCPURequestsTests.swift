@@ -17,6 +17,8 @@ private final class StandIn: RequestTarget, @unchecked Sendable {
     let entries = Atomic<Int>(0)
     /// Runs within each performance.
     var onPerform: (() -> Void)?
+    /// Runs before each move outside.
+    var onLeave: (() -> Void)?
 
     init(_ gate: PauseGate) { requests = VCPURequests(gate: gate, target: self) }
 
@@ -31,7 +33,10 @@ private final class StandIn: RequestTarget, @unchecked Sendable {
     }
 
     func didEnter() { isInside.store(true, ordering: .sequentiallyConsistent) }
-    func willLeave() { isInside.store(false, ordering: .sequentiallyConsistent) }
+    func willLeave() {
+        onLeave?()
+        isInside.store(false, ordering: .sequentiallyConsistent)
+    }
     var standsInside: Bool { isInside.load(ordering: .sequentiallyConsistent) }
 
     /// One stay inside, in which `body` runs until it returns false or attention is raised.
@@ -131,6 +136,34 @@ private final class Bench: @unchecked Sendable {
         }
         #expect(bench.failures.load(ordering: .relaxed) == 0)
         #expect(bench.retired.load(ordering: .relaxed) == 299)
+    }
+
+    /// A kick that comes while the vCPU has gone outside, in the middle of its stay, to wait for others.
+    @Test(arguments: [true, false]) func kickDuringOwnRequestIsNoticed(pauses: Bool) throws {
+        let bench = Bench(2)
+        let (asking, asked) = (bench.vcpus[0], bench.vcpus[1])
+        asked.onLeave = { [unowned asking, unowned asked] in
+            guard asked.hasAttention else { return }
+            while asking.standsInside { sched_yield() }
+            asking.requests.kick()
+        }
+        try withThreads(1) { _ in
+            while !bench.isDone.load(ordering: .acquiring) { asked.stay { !bench.isDone.load(ordering: .relaxed) } }
+        } meanwhile: {
+            defer { bench.isDone.store(true, ordering: .releasing) }
+            while !asked.standsInside { sched_yield() }
+            var wasNoticed = false
+            asking.stay {
+                if pauses {
+                    asking.requests.withOthersPaused(among: bench.all) {}
+                } else {
+                    asking.requests.requestOthers(.flushTLB, among: bench.all)
+                }
+                wasNoticed = asking.hasAttention
+                return false
+            }
+            #expect(wasNoticed)
+        }
     }
 
     /// All vCPUs ask all others at once, from inside.

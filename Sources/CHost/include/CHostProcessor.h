@@ -81,3 +81,15 @@ static inline struct martlet_cpuid_result martlet_cpuid(uint32_t leaf, uint32_t 
 			 : "a"(leaf), "c"(subleaf));
 	return r;
 }
+
+// The loop of the guest that a KVM is tried with: `count` rounds of four instructions, each waiting for the one before.
+static inline uint32_t martlet_count_loop(uint32_t count)
+{
+	uint64_t value = count;
+	uint64_t left = count;
+	__asm__ volatile("1:\n\timul $0x343FD, %0, %0\n\tadd %1, %0\n\tdec %k1\n\tjnz 1b"
+			 : "+r"(value), "+r"(left)
+			 :
+			 : "cc");
+	return (uint32_t)value;
+}

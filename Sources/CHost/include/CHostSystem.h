@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -84,4 +85,13 @@ static inline int martlet_gettid(void)
 static inline int martlet_tgkill(int tid, int signal)
 {
 	return syscall(SYS_tgkill, getpid(), tid, signal) < 0 ? errno : 0;
+}
+
+// Copies `count` bytes of this process by a system call: 0 or the error number, EFAULT also where only a part can be read.
+static inline int martlet_copy_by_kernel(void *destination, const void *source, size_t count)
+{
+	struct iovec local = {destination, count};
+	struct iovec remote = {(void *)source, count};
+	long r = syscall(SYS_process_vm_readv, getpid(), &local, 1UL, &remote, 1UL, 0UL);
+	return r < 0 ? errno : (size_t)r == count ? 0 : EFAULT;
 }

@@ -72,3 +72,16 @@ static inline void *martlet_thread_grace_period_line(void)
 {
 	return &martlet_thread_grace_periods;
 }
+
+// The thread's id, once it takes the signal that ends KVM_RUN of the kernel; 0 before.
+extern MARTLET_THREAD_WORD int32_t martlet_thread_kick_id;
+
+static inline int32_t martlet_get_thread_kick_id(void)
+{
+	return martlet_thread_kick_id;
+}
+
+static inline void martlet_set_thread_kick_id(int32_t id)
+{
+	martlet_thread_kick_id = id;
+}

@@ -1,4 +1,4 @@
-/// Which device answers at which addresses of one address space.
+/// Which device answers at which port.
 ///
 /// Fixed when it is made, so lookups from any thread need no lock.
 public struct DeviceMap: Sendable {

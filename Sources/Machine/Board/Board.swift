@@ -1,5 +1,7 @@
+import AddressSpace
 import Addressing
 import Devices
+import Glibc
 import Host
 import KVMInterface
 import SystemPackage
@@ -16,6 +18,8 @@ final class Board {
     private let events: BoardEvents
     private let machine: VirtualMachine
     private let memory: BoardMemory
+    private let lock: MachineLock
+    private let slots: SlotListener
     private let processors: [ProcessorThread]
 
     /// How long vCPU threads may take to end.
@@ -28,27 +32,36 @@ final class Board {
         let guest = try Self.load(configuration, into: memory.ram)
         do {
             let machine = try Self.createMachine(system)
-            try memory.attach(to: machine)
+            let lock = MachineLock()
+            let blocker = try AccelBlocker(lock: lock)
+            let slots = SlotListener(machine, blocker: blocker)
+            try lock.withLock { () throws(Errno) in try memory.space.add(slots) }
             let devices = BoardDevices(ramRanges: memory.ram.regions.map(\.range), events: events, console: console) {
                 line in
                 { isAsserted in
                     do {
-                        try machine.irqLine(gsi: UInt32(line), level: isAsserted)
+                        try blocker.withMachineRequest { () throws(Errno) in
+                            try machine.irqLine(gsi: UInt32(line), level: isAsserted)
+                        }
                     } catch {
                         events.report(.hostFailure("interrupt line \(line) cannot be set: \(error)"))
                     }
                 }
             }
             let topology = ProcessorTopology(count: configuration.processors.maximum)
-            let leaves = try system.supportedCPUID()
+            let leaves = try ProcessorFeatures.leaves(of: system)
             var processors: [ProcessorThread] = []
             for id in 0..<UInt32(configuration.processors.boot) {
                 let vcpu = try machine.createVCPU(id: id)
                 try vcpu.setCPUID(topology.leaves(leaves, for: id))
                 if id == 0 { try vcpu.enter(guest.state) }
-                processors.append(ProcessorThread(vcpu, bus: devices.bus, events: events))
+                let gate = lock.withLock { blocker.makeGate { vcpu.requestExit() } }
+                processors.append(
+                    ProcessorThread(vcpu, gate: gate, ports: devices.bus, memory: memory.space, events: events))
             }
             self.machine = machine
+            self.lock = lock
+            self.slots = slots
             self.processors = processors
             serial = devices.serial
         } catch {
@@ -63,6 +76,16 @@ final class Board {
 
     /// What ended the run, if something has.
     var event: BoardEvents.Event? { events.event }
+
+    /// Makes what tells about the board; may be called by any thread while the board is there.
+    func inspector(kernel: String) -> @Sendable () -> BoardInspection {
+        let kernel = loadedGuest.kernelVersion ?? kernel
+        return { [machine, space = memory.space] in
+            BoardInspection(
+                process: getpid(), kernel: kernel, flatView: space.view.ranges.map(BoardInspection.Range.init),
+                core: machine.inspect())
+        }
+    }
 
     /// Starts all processors.
     func start() throws(MachineError) {
@@ -88,7 +111,10 @@ final class Board {
         for processor in processors {
             guard processor.waitForEnd(deadlineNanoseconds: deadline) else { return false }
         }
-        memory.detach(from: machine)
+        lock.withLock {
+            // What cannot be deleted stays with the machine, which nobody runs any more.
+            try? memory.space.remove(slots)
+        }
         return true
     }
 
@@ -98,6 +124,7 @@ final class Board {
         try machine.setIdentityMapAddress(BoardLayout.identityMap.value)
         try machine.createIRQChip()
         try machine.createPIT2()
+        try machine.setGSIRouting(BoardInterrupts.routes)
         return machine
     }
 

@@ -45,7 +45,6 @@ struct BoardDevices: Sendable {
                 ports(BoardLayout.resetPort - 1, ResetRegister.portCount, resetRegister),
                 ports(0x60, 1, keyboard, offset: KeyboardController.dataOffset),
                 ports(0x64, 1, keyboard, offset: KeyboardController.commandOffset)
-            ]),
-            memory: DeviceMap([]))
+            ]))
     }
 }

@@ -1,13 +1,16 @@
+import AddressSpace
 import Addressing
 import Glibc
 import Host
 import KVMInterface
 import SystemPackage
 
-/// A board's RAM: its mappings in this process and the memory slots that give them to the guest.
+/// A board's guest physical addresses: its RAM, mapped in this process, and what else is there.
 struct BoardMemory {
     /// The RAM as the loader writes it.
     let ram: GuestRAM
+    /// What is at which address; performs accesses that the accelerator does not.
+    let space: AddressSpace
 
     /// Maps `size` bytes; nothing is committed before it is touched.
     ///
@@ -33,38 +36,21 @@ struct BoardMemory {
             }
         }
         ram = GuestRAM(regions: regions, owner: owner)
-    }
-
-    /// Gives all RAM to `machine`.
-    func attach(to machine: VirtualMachine) throws(Errno) {
-        for slot in slots { try machine.setUserMemoryRegion(slot) }
-    }
-
-    /// Takes the slots back, so that the mappings can go.
-    func detach(from machine: VirtualMachine) {
-        for var slot in slots {
-            slot.memory_size = 0
-            // Fails only for a slot that was never attached.
-            try? machine.setUserMemoryRegion(slot)
+        do {
+            space = try Self.makeSpace(regions, owner)
+        } catch {
+            throw .host("the guest's address space cannot be made: \(error)")
         }
     }
 
-    /// A slot holds fewer than 2³¹ pages.
-    private static var slotByteCountLimit: UInt64 { 4 << 40 }
-
-    /// The memory slots of the regions.
-    private var slots: [UserMemoryRegion] {
-        var slots: [UserMemoryRegion] = []
-        for region in ram.regions {
-            for offset in stride(from: 0, to: region.byteCount, by: Int(Self.slotByteCountLimit)) {
-                slots.append(
-                    UserMemoryRegion(
-                        slot: UInt32(slots.count), flags: 0, guest_phys_addr: region.start.value + offset,
-                        memory_size: min(Self.slotByteCountLimit, region.byteCount - offset),
-                        userspace_addr: UInt64(region.host.value) + offset))
-            }
+    private static func makeSpace(_ regions: [GuestRAM.Region], _ owner: Mappings) throws(Errno) -> AddressSpace {
+        let topology = MemoryTopology()
+        let root = topology.makeContainer("system", byteCount: 1 << 64)
+        for region in regions {
+            let ram = topology.makeRAM("RAM", host: region.host, byteCount: region.byteCount, owner: owner)
+            try root.add(ram, at: region.start.value)
         }
-        return slots
+        return AddressSpace("memory", root: root)
     }
 
     /// Unmaps when it goes. Filled before it is shared.

@@ -1,3 +1,4 @@
+import AddressSpace
 import CHost
 import Devices
 import Host
@@ -8,15 +9,20 @@ import SystemPackage
 /// A vCPU and the thread that runs it: guest code until an exit, the exit, and so on.
 final class ProcessorThread: Sendable {
     let vcpu: VCPU
-    private let bus: DeviceBus
+    /// All requests to the vCPU pass it.
+    private let gate: AccelGate
+    private let ports: DeviceBus
+    private let memory: AddressSpace
     private let events: BoardEvents
     /// 1 while the thread runs; it is slept on by whoever waits for the end.
     private let isRunning = FutexWord()
     private let thread = Mutex<HostThread?>(nil)
 
-    init(_ vcpu: VCPU, bus: DeviceBus, events: BoardEvents) {
+    init(_ vcpu: VCPU, gate: AccelGate, ports: DeviceBus, memory: AddressSpace, events: BoardEvents) {
         self.vcpu = vcpu
-        self.bus = bus
+        self.gate = gate
+        self.ports = ports
+        self.memory = memory
         self.events = events
     }
 
@@ -52,7 +58,7 @@ final class ProcessorThread: Sendable {
         ProcessSignals.unblockCrashSignals()
         while !events.isStopping {
             do {
-                handle(try vcpu.run())
+                handle(try gate.withRequest { () throws(Errno) in try vcpu.run() })
             } catch {
                 events.report(
                     .hostFailure(
@@ -69,18 +75,19 @@ final class ProcessorThread: Sendable {
     private func handle(_ exit: VCPUExit) {
         switch exit {
         case .io(let access):
-            bus.transfer(
+            ports.transfer(
                 port: access.port, isWrite: access.isWrite, byteCount: access.byteCount, count: access.count,
                 data: access.data)
         case .mmio(let access):
-            bus.transfer(address: access.address, isWrite: access.isWrite, data: access.data)
+            memory.transfer(at: access.address, isWrite: access.isWrite, data: access.data)
         case .interrupted:
-            // Whoever asked for this has set the stop flag before; the loop looks at it next.
+            // Whoever asked for this has set the stop flag before, at which the loop looks next, or inhibits requests, at
+            // which the gate looks.
             vcpu.immediateExit = false
         case .irqWindowOpen:
             break
         case .shutdown:
-            events.report(.tripleFault(registers: RegisterDump.text(of: vcpu)))
+            events.report(.tripleFault(registers: registerDump))
         case .systemEvent(let type, _):
             handleSystemEvent(type)
         case .hlt:
@@ -103,7 +110,9 @@ final class ProcessorThread: Sendable {
         }
     }
 
+    private var registerDump: String { gate.withRequest { RegisterDump.text(of: vcpu) } }
+
     private func fail(_ message: String) {
-        events.report(.internalError(message, registers: RegisterDump.text(of: vcpu)))
+        events.report(.internalError(message, registers: registerDump))
     }
 }

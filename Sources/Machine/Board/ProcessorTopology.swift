@@ -12,10 +12,11 @@ package struct ProcessorTopology {
 
     /// `supported` completed for the processor with APIC identifier `id`.
     ///
-    /// > Source: Intel SDM volume 2, CPUID leaves 1, 4 and 0BH; AMD APM volume 3, function 8000_0008h.
+    /// > Source: Intel SDM volume 2, CPUID leaves 1, 4 and 0BH; AMD APM volume 3, functions 8000_0008h, 8000_001Dh and
+    /// > 8000_001Eh.
     package func leaves(_ supported: [CPUIDEntry], for id: UInt32) -> [CPUIDEntry] {
         let isMany = count > 1
-        var leaves = supported.filter { $0.function != 0xB && $0.function != 0x1F }
+        var leaves = supported.filter { ![0xB, 0x1F, 0x8000_0026].contains($0.function) }
         for index in leaves.indices {
             switch leaves[index].function {
             case 0x1:
@@ -26,6 +27,14 @@ package struct ProcessorTopology {
                 let level = leaves[index].eax >> 5 & 7
                 leaves[index].eax = leaves[index].eax & 0x3FFF | ((1 << coreBits) - 1) << 26
                 if level >= 3 { leaves[index].eax |= ((1 << coreBits) - 1) << 14 }
+            case 0x8000_001D where leaves[index].eax & 0x1F != 0:
+                let level = leaves[index].eax >> 5 & 7
+                leaves[index].eax = leaves[index].eax & 0x3FFF | (level >= 3 ? UInt32(count - 1) << 14 : 0)
+            case 0x8000_001E:
+                // One thread a core, one node.
+                leaves[index].eax = id
+                leaves[index].ebx = id & 0xFF
+                leaves[index].ecx = 0
             case 0x8000_0001 where isMany:
                 leaves[index].ecx |= 1 << 1  // the package has cores
             case 0x8000_0008:

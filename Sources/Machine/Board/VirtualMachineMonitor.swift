@@ -28,9 +28,14 @@ public final class VirtualMachineMonitor {
     /// - Parameter restartsOnReboot: a reboot starts the guest anew; otherwise it ends the run.
     /// - Throws: ``MachineError`` if it cannot be started.
     public func run(restartsOnReboot: Bool = true) throws(MachineError) -> MachineOutcome {
+        let inspection = openInspection()
+        defer { inspection?.stop() }
         while true {
             let board = try Board(configuration, system, console)
             describe(board.loadedGuest)
+            let inspect = board.inspector(kernel: configuration.kernel.string)
+            inspection?.source.withLock { $0 = inspect }
+            defer { inspection?.source.withLock { $0 = nil } }
             try board.start()
             let end = console.run { board.serial.receive($0) }
             // Nobody takes output any more: threads that wait for that must not hold up the end.
@@ -46,6 +51,16 @@ public final class VirtualMachineMonitor {
                 continue
             }
             return .hostFailure("the console ended for no reason")
+        }
+    }
+
+    /// A guest that cannot be inspected runs all the same.
+    private func openInspection() -> InspectionServer? {
+        do {
+            return try InspectionServer()
+        } catch {
+            report("'martlet inspect' will find nothing: \(error)")
+            return nil
         }
     }
 

@@ -93,10 +93,10 @@ extension UserspaceVM {
 
     /// - Throws: `EINVAL` if there are vCPUs.
     func setIdentityMapAddress(at argument: UInt) throws(Errno) {
-        var address: UInt64 = 0
-        try ClientMemory.copyIn(&address, from: argument)
         try lock.withLock { () throws(Errno) in
             guard vcpus.count == 0 else { throw .invalidArgument }
+            var address: UInt64 = 0
+            try ClientMemory.copyIn(&address, from: argument)
             identityMapAddress = address == 0 ? 0xFFFB_C000 : address
         }
     }

@@ -53,8 +53,11 @@ extension UserspaceVM {
     }
 
     /// Drops what is cached of the slots that changes remove or replace: translations of addresses, and of code, which is
-    /// known by guest physical addresses. When it returns no vCPU uses any of it.
+    /// known by guest physical addresses. When it returns no vCPU uses any of it. Where all frames of the old slots are what
+    /// they were, as when a slot is split, there is nothing to forget.
     private func forget(_ changes: [MemorySlotChange]) {
+        let changes = changes.filter { change in change.old.map { !memory.hasSameMapping(as: $0) } ?? false }
+        guard !changes.isEmpty else { return }
         for change in changes {
             switch change {
             case .delete(let old), .move(let old, _): shadow.zap(frames: old.frameNumbers) {}

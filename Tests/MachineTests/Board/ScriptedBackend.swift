@@ -49,6 +49,8 @@ final class ScriptedBackend: KVMBackend, @unchecked Sendable {
         var machineCount = 0
         var slots: [UInt32: UserMemoryRegion] = [:]
         var lines: [String] = []
+        /// The routes of interrupt lines, each as line, chip and pin.
+        var routes: [String] = []
         var entry: GeneralRegisters?
         var cpuids: [UInt32: [CPUIDEntry]] = [:]
         var descriptorsOpen = 0
@@ -73,6 +75,10 @@ final class ScriptedBackend: KVMBackend, @unchecked Sendable {
     }
 
     func mapRunArea(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer { find(vcpu).area }
+
+    func mapDirtyRing(_ vcpu: KVMDescriptor, byteCount: Int) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        throw .invalidArgument
+    }
 
     func unmapRunArea(_ area: UnsafeMutableRawBufferPointer) {}
 
@@ -114,6 +120,13 @@ final class ScriptedBackend: KVMBackend, @unchecked Sendable {
             log.withLock { $0.entry = registers }
         case .getSpecialRegisters: pointer!.storeBytes(of: find(descriptor).specialRegisters, as: SpecialRegisters.self)
         case .setSpecialRegisters: find(descriptor).specialRegisters = pointer!.load(as: SpecialRegisters.self)
+        case .checkExtension: return argument == UInt(KVMCapability.tscDeadlineTimer.rawValue) ? 1 : 0
+        case .setGSIRouting:
+            let count = Int(pointer!.load(as: UInt32.self))
+            let entries = (0..<count).map { pointer!.load(fromByteOffset: 8 + $0 * 48, as: IRQRoutingEntry.self) }
+            log.withLock { log in
+                log.routes = entries.map { "\($0.gsi)=\($0.u.irqchip.irqchip).\($0.u.irqchip.pin)" }
+            }
         case .setTSSAddress, .setIdentityMapAddress, .createIRQChip, .createPIT2: break
         case .run: try run(find(descriptor))
         default: throw .invalidArgument

@@ -96,6 +96,22 @@ import Testing
         #expect(run.log.lines == ["4=1", "4=0"])
     }
 
+    /// ISA lines reach a PIC and the IOAPIC, the timer's arrives where the ACPI tables say, and nothing claims line 2.
+    @Test func linesAreRouted() throws {
+        let run = try Self.run { _, _, _ in Self.powerOff }
+        let routes = Set(run.log.routes)
+        #expect(routes.isSuperset(of: ["0=0.0", "0=2.2", "4=0.4", "4=2.4", "8=1.0", "8=2.8", "23=2.23"]))
+        #expect(!routes.contains { $0.hasPrefix("2=") || $0 == "0=2.0" || $0.hasPrefix("16=0") })
+        #expect(routes.count == run.log.routes.count && routes.count == 15 + 23)
+    }
+
+    /// What KVM leaves to its client to say about processors.
+    @Test func processorsHaveAHypervisorAndADeadlineTimer() throws {
+        let run = try Self.run { _, _, _ in Self.powerOff }
+        let features = try #require(run.log.cpuids[0]?.first { $0.function == 1 })
+        #expect(features.ecx == 1 << 31 | 1 << 24)
+    }
+
     @Test func unclaimedPortsAndMemoryReadAllOnes() throws {
         let inputs = Mutex<[UInt64]>([])
         let run = try Self.run { _, step, input in

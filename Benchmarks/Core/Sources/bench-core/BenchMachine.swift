@@ -49,10 +49,22 @@ final class BenchMachine {
     private(set) var cyclesPerMicrosecond = 1.0
     private var vcpus: [VCPU] = []
     private var threads: [HostThread] = []
-    private let isOver = SharedFlag()
+    private let control = Control()
 
-    private final class SharedFlag: Sendable {
-        let value = Atomic<Bool>(false)
+    private final class Control: Sendable {
+        let isOver = Atomic<Bool>(false)
+        /// 1 while no guest may run.
+        let isBlocked = FutexWord(0)
+        /// Guests that wait for that.
+        let waiting = FutexWord(0)
+
+        func waitUntilPermitted() {
+            guard isBlocked.atomic.pointee.load(ordering: .sequentiallyConsistent) != 0 else { return }
+            waiting.atomic.pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
+            waiting.wake()
+            while isBlocked.atomic.pointee.load(ordering: .sequentiallyConsistent) != 0 { isBlocked.wait(while: 1) }
+            waiting.atomic.pointee.wrappingSubtract(1, ordering: .sequentiallyConsistent)
+        }
     }
 
     /// Starts `count` vCPUs; returns when all of them count.
@@ -80,10 +92,13 @@ final class BenchMachine {
                 cyclesPerMicrosecond = Double(try vcpu.tscFrequency()) / 1000
                 vcpus.append(vcpu)
                 threads.append(
-                    try HostThread(name: "guest \(id)") { [isOver] in
+                    try HostThread(name: "guest \(id)") { [control] in
                         // What is deleted while it is touched becomes a device for a while.
                         do {
-                            while !isOver.value.load(ordering: .relaxed) { _ = try vcpu.run() }
+                            while !control.isOver.load(ordering: .relaxed) {
+                                control.waitUntilPermitted()
+                                if case .interrupted = try vcpu.run() { vcpu.immediateExit = false }
+                            }
                         } catch { fatalError("a guest ends: \(error)") }
                     })
             }
@@ -92,6 +107,20 @@ final class BenchMachine {
             while memory.load(fromByteOffset: 0x6000 + 64 * id, as: UInt32.self) == 0 { usleep(100) }
         }
         usleep(2000)
+    }
+
+    /// Runs `body` while no guest is inside `KVM_RUN`: what a client without the batch does.
+    func withGuestsOut(_ body: () throws -> Void) rethrows {
+        control.isBlocked.atomic.pointee.store(1, ordering: .sequentiallyConsistent)
+        for vcpu in vcpus { vcpu.requestExit() }
+        while true {
+            let count = control.waiting.atomic.pointee.load(ordering: .sequentiallyConsistent)
+            if count == vcpus.count { break }
+            control.waiting.wait(while: count)
+        }
+        try body()
+        control.isBlocked.atomic.pointee.store(0, ordering: .sequentiallyConsistent)
+        control.isBlocked.wake()
     }
 
     /// Waits until a guest computes: one that has just woken this thread may have lost its processor to it.
@@ -114,7 +143,7 @@ final class BenchMachine {
     }
 
     func stop() {
-        isOver.value.store(true, ordering: .relaxed)
+        control.isOver.store(true, ordering: .relaxed)
         for vcpu in vcpus { vcpu.requestExit() }
         for thread in threads { thread.join() }
         munmap(memory, 1 << 20)

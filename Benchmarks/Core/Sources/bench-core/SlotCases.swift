@@ -133,6 +133,17 @@ enum SlotCases {
                         do { try machine.machine.setUserMemoryRegions(deletion(old) + new) } catch {
                             fatalError("split: \(error)")
                         }
+                    }),
+                SampleTable.Row(
+                    name: "the same without the batch, guests kept out of KVM_RUN",
+                    samples: machine.gaps {
+                        let (old, new) = isWhole ? (whole, halves) : (halves, whole)
+                        isWhole.toggle()
+                        do {
+                            try machine.withGuestsOut {
+                                for region in deletion(old) + new { try machine.machine.setUserMemoryRegion(region) }
+                            }
+                        } catch { fatalError("split: \(error)") }
                     })
             ])
     }

@@ -1,6 +1,6 @@
 import Glibc
 
-/// Measures the core's structures: `bench-core [rcu|vcpus|slots|mmu|memory]…`.
+/// Measures the core's structures: `bench-core [rcu|vcpus|slots|mmu|interrupts|memory]…`.
 @main
 enum BenchCore {
     static func main() {
@@ -17,6 +17,7 @@ enum BenchCore {
                 }
             ),
             ("mmu", { for group in MMUCases.groups { measure.report(group) } }),
+            ("interrupts", { InterruptCases.report() }),
             ("memory", { MemoryCases.report() })
         ]
         let names = CommandLine.arguments.dropFirst()

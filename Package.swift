@@ -21,6 +21,7 @@ let package = Package(
         .executable(name: "martlet", targets: ["martlet"]),
         .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
         .library(name: "KVM", targets: ["UserspaceKVM", "KVMInterface", "GuestMemory", "Addressing"]),
+        .library(name: "MMU", targets: ["MMU", "X86", "GuestMemory", "RCU", "Addressing"]),
         .library(name: "Machine", targets: ["Machine", "Addressing"]),
         .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"])
     ],
@@ -55,7 +56,7 @@ let package = Package(
             swiftSettings: execution),
         .target(name: "X86", dependencies: ["Addressing", "CZydis"], swiftSettings: execution),
         .target(name: "GuestMemory", dependencies: ["RCU", "Addressing", "Host"], swiftSettings: execution),
-        .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU"], swiftSettings: execution),
+        .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU", "Host"], swiftSettings: execution),
         .target(
             name: "Interrupts",
             dependencies: ["RCU", "Addressing", .product(name: "SystemPackage", package: "swift-system")],
@@ -114,7 +115,7 @@ let package = Package(
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts", "TestSupport"], swiftSettings: execution),
         .testTarget(
             name: "TranslatorTests",
-            dependencies: ["Translator", "CHost", "CZydis", "GuestMemory", "RCU", "TestSupport"],
+            dependencies: ["Translator", "MMU", "CHost", "CZydis", "GuestMemory", "RCU", "TestSupport"],
             swiftSettings: execution),
         .testTarget(
             name: "MachineTests",
@@ -142,6 +143,9 @@ let package = Package(
             swiftSettings: execution),
         .testTarget(
             name: "GuestMemoryTests", dependencies: ["GuestMemory", "RCU", "Host", "Addressing", "TestSupport"],
+            swiftSettings: execution),
+        .testTarget(
+            name: "MMUTests", dependencies: ["MMU", "X86", "GuestMemory", "RCU", "Host", "Addressing", "TestSupport"],
             swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
         .testTarget(

@@ -16,7 +16,7 @@ source "$(dirname "$0")/toolchain.sh"
 Tools/packages.sh build test || exit 1
 
 declare -A tests=(
-    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests AddressSpaceTests InterruptsTests UserspaceKVMTests KernelKVMTests MachineMemoryTests"
+    [thread]="HostTests RCUTests VCPUTablesTests GuestMemoryTests MMUTests AddressSpaceTests InterruptsTests UserspaceKVMTests KernelKVMTests MachineMemoryTests"
     [address]="HostTests GuestMemoryTests InterruptsTests DevicesTests KVMInterfaceTests MachineTests"
 )
 # A report must end the process, not start the backtracer of Swift's runtime.

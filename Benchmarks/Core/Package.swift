@@ -13,7 +13,8 @@ let package = Package(
         .executableTarget(
             name: "bench-core",
             dependencies: [
-                "CReference", .product(name: "Core", package: "martlet"), .product(name: "KVM", package: "martlet")
+                "CReference", .product(name: "Core", package: "martlet"), .product(name: "KVM", package: "martlet"),
+                .product(name: "MMU", package: "martlet")
             ],
             swiftSettings: [.swiftLanguageMode(.v6), .unsafeFlags(["-enforce-exclusivity=unchecked"])])
     ]

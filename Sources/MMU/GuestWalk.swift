@@ -36,7 +36,7 @@ public final class GuestWalk {
     }
 
     /// Rights accumulated from the upper levels.
-    private struct Rights {
+    struct Rights: Equatable {
         var isWritable = true
         var isUser = true
         var isExecutable = true
@@ -49,7 +49,7 @@ public final class GuestWalk {
     }
 
     /// Bits of page-table entries.
-    private enum Entry {
+    enum Entry {
         static var present: UInt64 { 1 << 0 }
         static var writable: UInt64 { 1 << 1 }
         static var user: UInt64 { 1 << 2 }
@@ -321,7 +321,7 @@ public final class GuestWalk {
         fault(access, context, protection: false)
     }
 
-    private func hasReservedBits(_ entry: UInt64, _ context: PagingContext) -> Bool {
+    func hasReservedBits(_ entry: UInt64, _ context: PagingContext) -> Bool {
         if entry & Entry.noExecute != 0 && !context.hasNoExecute { return true }
         // What long mode leaves to software is reserved with PAE.
         if entry & Entry.software != 0 && context.efer & EFER.longModeActive == 0 { return true }

@@ -62,3 +62,11 @@ public enum WalkResult: Equatable, Sendable {
     /// A page fault with this error code.
     case fault(code: UInt32)
 }
+
+/// How the accesses of translated code that are not in the software TLB are translated.
+public enum MMUKind: String, CaseIterable, Sendable {
+    /// Memory by the guest's tables, devices by shadow pages.
+    case walk
+    /// Both by shadow pages.
+    case shadow
+}

@@ -8,7 +8,8 @@ import X86
 extension Processor {
     /// Where a byte of a page lies.
     enum Target {
-        /// Plain memory; `page` is the guest frame. With `isGuarded`, translated code lies there: stores go through the cache.
+        /// Plain memory; `page` is the guest frame. With `isGuarded`, stores are caught, because of translated
+        /// code or of a table.
         case memory(UnsafeMutableRawPointer, page: UInt64, isGuarded: Bool)
         /// No memory: guest physical address.
         case device(UInt64)
@@ -41,7 +42,24 @@ extension Processor {
         if let host = tlb.lookup(linear, tlbMode, kind) {
             return .memory(host, page: 0, isGuarded: false)
         }
-        return try memory.withReadSection { () throws(GuestFault) in try fill(linear, kind, tlbMode) }
+        let access = PageAccess(
+            kind == .write ? .write : .read, isUser: tlbMode == .user,
+            overridesAccessPrevention: tlbMode == .supervisorOverride)
+        if let shadow, mmu == .shadow || shadow.mayBeDevice(linear), hasGuestControl {
+            switch shadow.lookup(linear, access, pagingContext) {
+            case .memory(let page):
+                if kind == .write {
+                    tlb.insert(
+                        linear, tlbMode, .write, host: page.host, isGlobal: page.isGlobal, pageShift: page.pageShift)
+                }
+                tlb.insert(
+                    linear, tlbMode, .read, host: page.host, isGlobal: page.isGlobal, pageShift: page.pageShift)
+                return .memory(page.host + Int(linear & 0xFFF), page: 0, isGuarded: false)
+            case .device(let physical): return .device(physical | linear & 0xFFF)
+            case .none: break
+            }
+        }
+        return try memory.withReadSection { () throws(GuestFault) in try fill(linear, access, tlbMode) }
     }
 
     /// Finds the page of `linear` in the guest's tables and the slots.
@@ -49,12 +67,9 @@ extension Processor {
     /// What it returns outlives the read section: slots that change wait for every vCPU to leave guest code.
     @inline(__always)
     private func fill(
-        _ linear: UInt64, _ kind: SoftTLB.Kind, _ tlbMode: SoftTLB.Mode
+        _ linear: UInt64, _ access: PageAccess, _ tlbMode: SoftTLB.Mode
     ) throws(GuestFault) -> Target {
         fills.increment()
-        let access = PageAccess(
-            kind == .write ? .write : .read, isUser: tlbMode == .user,
-            overridesAccessPrevention: tlbMode == .supervisorOverride)
         let translation: PageTranslation
         switch walk.translate(linear, access, pagingContext) {
         case .translated(let found): translation = found
@@ -62,21 +77,50 @@ extension Processor {
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
         guard let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) else {
+            install(linear, access, isDevice: true)
             return .device(translation.physical | linear & 0xFFF)
         }
+        if mmu == .shadow { install(linear, access, isDevice: false) }
         let page = slot.pointee.hostPointer(for: frame)
         let host = page + Int(linear & 0xFFF)
         let isReadOnly = slot.pointee.flags.contains(.readOnly)
-        if kind == .write {
+        if access.kind == .write {
             if isReadOnly { return .device(translation.physical | linear & 0xFFF) }
             slot.pointee.markDirty(frame: frame, ring: walk.dirtyRing)
-            if cache.isMarked(frame.value) { return .memory(host, page: frame.value, isGuarded: true) }
+            if cache.isMarked(frame.value) || shadow?.mmu.isTracked(frame.value) == true {
+                return .memory(host, page: frame.value, isGuarded: true)
+            }
             tlb.insert(
                 linear, tlbMode, .write, host: page, isGlobal: translation.isGlobal, pageShift: translation.pageShift)
         }
         tlb.insert(
             linear, tlbMode, .read, host: page, isGlobal: translation.isGlobal, pageShift: translation.pageShift)
         return .memory(host, page: frame.value, isGuarded: false)
+    }
+
+    /// Puts what the guest's tables just said into the shadow pages.
+    private func install(_ linear: UInt64, _ access: PageAccess, isDevice: Bool) {
+        guard let shadow, hasGuestControl else { return }
+        withHostControl {
+            if mmu == .walk && isDevice {
+                shadow.installDevice(linear, access, pagingContext)
+            } else {
+                shadow.install(linear, access, pagingContext)
+            }
+        }
+        if shadow.hasTrackingCandidates { raiseAttention() }
+    }
+
+    /// Has stores caught to tables that proved steady. > Concurrency: between blocks.
+    func trackTables() {
+        guard let shadow, shadow.hasTrackingCandidates else { return }
+        withHostControl {
+            let tickets = shadow.mmu.beginTracking(shadow.takeTrackingCandidates())
+            if tickets.isEmpty { return }
+            tlb.dropWriteEntries()
+            platform.requestOthers(.dropWriteEntries)
+            shadow.mmu.finishTracking(tickets)
+        }
     }
 
     // MARK: Integers
@@ -170,12 +214,21 @@ extension Processor {
         }
     }
 
-    /// Stores to a page that may hold translated code.
+    /// Stores to a page that may hold translated code, or a table whose stores are caught.
     private func storeGuarded(_ page: UInt64, _ host: UnsafeMutableRawPointer, _ bytes: UnsafeRawBufferPointer) {
-        let dropped = cache.store(
-            to: page, offset: Int(UInt(bitPattern: host) & 0xFFF), byteCount: bytes.count
-        ) {
-            host.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped, byteCount: bytes.count)
+        let offset = Int(UInt(bitPattern: host) & 0xFFF)
+        var dropped = false
+        let store = {
+            dropped = self.cache.store(to: page, offset: offset, byteCount: bytes.count) {
+                host.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped, byteCount: bytes.count)
+            }
+        }
+        if let shadow, shadow.mmu.isTracked(page) {
+            withHostControl {
+                shadow.mmu.guestStore(frame: page, offset: offset, byteCount: bytes.count, store)
+            }
+        } else {
+            store()
         }
         if dropped { forgetDroppedBlocks() }
     }

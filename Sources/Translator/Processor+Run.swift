@@ -17,6 +17,7 @@ extension Processor {
 
     private func dispatch() -> RunResult {
         prepare()
+        trackTables()
         followCacheResets()
         foundCode = 0
         mirrorTimeStamp()
@@ -238,6 +239,7 @@ extension Processor {
     private func guardIfNeeded(_ page: UInt64) throws(GuestFault) -> Bool {
         if cache.isGuarded(page) { return false }
         cache.mark(page)
+        shadow?.mmu.revokeWrites(frame: page)
         tlb.dropWriteEntries()
         platform.requestOthers(.dropWriteEntries)
         cache.guardPage(page)

@@ -26,6 +26,10 @@ public final class Processor {
         set { walk.dirtyRing = newValue }
     }
     let walk: GuestWalk
+    /// The machine's shadow pages as this processor uses them; nil without.
+    let shadow: ShadowWalker?
+    /// Which accesses the shadow pages are asked for first.
+    let mmu: MMUKind
     let tlb: SoftTLB
     let cache: TranslationCache
     let decoder = Decoder()
@@ -72,6 +76,9 @@ public final class Processor {
         }
     }
 
+    /// The guest's MXCSR is the host's now, inside ``run()``: only there may shadow pages be read.
+    private(set) var hasGuestControl = false
+
     /// What GS base holds inside ``withGuestControl(_:)``. Writing the register costs 30 cycles.
     private var loadedBase: UnsafeMutableRawPointer
 
@@ -81,13 +88,21 @@ public final class Processor {
     /// - Parameters:
     ///   - memory: the guest's memory slots.
     ///   - cache: the machine's translated code.
+    ///   - shadow: the machine's shadow pages, in whose domain the processor is a reader while it runs.
+    ///   - mmu: what the shadow pages are used for.
     ///   - platform: what surrounds the processor; must outlive it.
     /// - Throws: the errno of a failed mapping, e.g. `Errno.noMemory`.
-    public init(memory: GuestMemory, cache: TranslationCache, platform: any ProcessorPlatform) throws(Errno) {
+    public init(
+        memory: GuestMemory, cache: TranslationCache, shadow: ShadowMMU? = nil, mmu: MMUKind = .walk,
+        platform: any ProcessorPlatform
+    ) throws(Errno) {
         self.memory = memory
         self.cache = cache
         self.platform = platform
-        walk = GuestWalk(memory: memory)
+        let walk = GuestWalk(memory: memory)
+        self.walk = walk
+        self.shadow = shadow.map { ShadowWalker($0, walk: walk) }
+        self.mmu = mmu
         tlb = try SoftTLB()
         state = tlb.state
         loadedBase = tlb.activeBase
@@ -130,8 +145,7 @@ public final class Processor {
         clientAnswers.removeAll()
         pendingClientRequest = nil
         wantsInterruptWindow = false
-        tlb.flushAll()
-        walk.flush()
+        flushTLB(.all)
         modeDidChange()
     }
 
@@ -153,7 +167,9 @@ public final class Processor {
         loadedBase = tlb.activeBase
         martlet_wrgsbase(UInt64(UInt(bitPattern: loadedBase)))
         call(cache.trampolines.loadControl)
+        hasGuestControl = true
         let result = body()
+        hasGuestControl = false
         saveX87()
         call(cache.trampolines.saveControl)
         martlet_wrgsbase(hostBase)
@@ -162,9 +178,14 @@ public final class Processor {
 
     /// Runs `body` with the host's MXCSR inside ``withGuestControl(_:)``. Collections compute in floating point when they
     /// grow, and must neither see the guest's rounding mode nor set its sticky flags.
-    func withHostControl<Result>(_ body: () throws(GuestFault) -> Result) throws(GuestFault) -> Result {
+    func withHostControl<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+        guard hasGuestControl else { return try body() }
         call(cache.trampolines.saveControl)
-        defer { call(cache.trampolines.loadControl) }
+        hasGuestControl = false
+        defer {
+            hasGuestControl = true
+            call(cache.trampolines.loadControl)
+        }
         return try body()
     }
 
@@ -383,22 +404,42 @@ public final class Processor {
         }
     }
 
+    /// How walks of the shadow pages ended. > Concurrency: any thread.
+    public var shadowStatistics: ShadowWalker.Statistics? { shadow?.statistics }
+
     // MARK: Flushes
 
     /// Drops cached translations.
     public func flushTLB(_ scope: TLBFlush) {
         walk.flush()
         switch scope {
-        case .all: tlb.flushAll()
-        case .allNonGlobal: tlb.flushNonGlobal()
-        case .context(let pcid): tlb.flush(pcid: pcid)
-        case .page(let linear): tlb.flush(page: linear, pcid: nil)
-        case .pageInContext(let linear, let pcid): tlb.flush(page: linear, pcid: pcid)
+        case .all:
+            tlb.flushAll()
+            shadow?.flushAll()
+        case .allNonGlobal:
+            tlb.flushNonGlobal()
+            shadow?.flushNonGlobal()
+        case .context(let pcid):
+            tlb.flush(pcid: pcid)
+            shadow?.flush(pcid: pcid)
+        case .page(let linear):
+            tlb.flush(page: linear, pcid: nil)
+            dropShadow(of: linear, pcid: nil)
+        case .pageInContext(let linear, let pcid):
+            tlb.flush(page: linear, pcid: pcid)
+            dropShadow(of: linear, pcid: pcid)
         case .contextSwitch(let preserving):
             let pcid = currentContext
             tlb.activate(pcid: pcid)
             if !preserving { tlb.flush(pcid: pcid) }
+            shadow?.switchContext(to: pagingContext, preserving: preserving)
         }
+    }
+
+    private func dropShadow(of linear: UInt64, pcid: UInt16?) {
+        guard let shadow else { return }
+        guard hasGuestControl else { return shadow.flushAll() }
+        withHostControl { shadow.flush(page: linear, pcid: pcid, pagingContext) }
     }
 
     /// The current PCID; 0 when they are off.

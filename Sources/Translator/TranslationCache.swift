@@ -169,7 +169,7 @@ public final class TranslationCache: @unchecked Sendable {
     }
 
     /// Whether translated code must not write to `page`.
-    func isMarked(_ page: UInt64) -> Bool {
+    public func isMarked(_ page: UInt64) -> Bool {
         lock.lock()
         defer { lock.unlock() }
         return pages[page] != nil

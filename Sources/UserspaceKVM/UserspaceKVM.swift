@@ -1,8 +1,12 @@
 import Glibc
 import Host
 import KVMInterface
+import enum MMU.MMUKind
 import SystemPackage
 import Translator
+
+/// How accesses of guests are translated.
+public typealias MMUKind = MMU.MMUKind
 
 /// KVM in user space: the whole interface without hardware or kernel support.
 ///
@@ -13,12 +17,15 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     let host = HostProcessor()
     let descriptors = DescriptorTable()
     let supportedCPUID: [CPUIDEntry]
+    let mmu: MMUKind
 
     private let mappingLock = FutexLock()
     /// What keeps mapped run areas alive, by their address.
     private var mappings: [UInt: [DescriptorTable.VCPUReference]] = [:]
 
-    public init() {
+    /// - Parameter mmu: how the accesses of guests are translated.
+    public init(mmu: MMUKind = .walk) {
+        self.mmu = mmu
         HostFaults.install()
         supportedCPUID = SupportedCPUID(host: host, tscKilohertz: TSCFrequency.kilohertz).entries
     }

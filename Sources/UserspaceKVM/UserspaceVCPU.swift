@@ -76,7 +76,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         clientAPICBase =
             APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
         requests = VCPURequests(gate: vm.gate, target: self)
-        processor = try Processor(memory: vm.memory, cache: vm.cache, platform: self)
+        processor = try Processor(
+            memory: vm.memory, cache: vm.cache, shadow: vm.shadow, mmu: vm.mmu, platform: self)
         if vm.hasDirtyRings {
             processor.dirtyRing = try DirtyRing(byteCount: vm.dirtyRingByteCount.load(ordering: .relaxed))
         }

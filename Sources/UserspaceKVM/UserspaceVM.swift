@@ -3,6 +3,7 @@ import GuestMemory
 import Host
 import Interrupts
 import KVMInterface
+import MMU
 import RCU
 import Synchronization
 import SystemPackage
@@ -22,6 +23,8 @@ final class UserspaceVM: @unchecked Sendable {
     let domain = RCUDomain()
     let memory = GuestMemory()
     let cache: TranslationCache
+    let shadow: ShadowMMU
+    let mmu: MMUKind
     let gate = PauseGate()
     let timers = MachineTimers()
 
@@ -51,11 +54,14 @@ final class UserspaceVM: @unchecked Sendable {
     /// `KVM_CAP_EXCEPTION_PAYLOAD`.
     let reportsExceptionPayloads = Atomic<Bool>(false)
 
-    init(host: HostProcessor) throws(Errno) {
+    init(host: HostProcessor, mmu: MMUKind) throws(Errno) {
         self.host = host
         tscKilohertz = TSCFrequency.kilohertz
         clock = MachineClock(tscKilohertz: tscKilohertz)
-        cache = try TranslationCache()
+        let cache = try TranslationCache()
+        self.cache = cache
+        self.mmu = mmu
+        shadow = ShadowMMU(memory: memory, domain: domain, isGuarded: { cache.isMarked($0) })
         vcpus = try ReservedTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
     }
 

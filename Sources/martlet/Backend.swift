@@ -14,6 +14,8 @@ enum Accelerator: String, CaseIterable, ExpressibleByArgument {
     case kernel
 }
 
+extension MMUKind: ExpressibleByArgument {}
+
 /// A core that was chosen, and why.
 struct Backend {
     let system: KVMSystem
@@ -23,9 +25,11 @@ struct Backend {
     private static let device = "/dev/kvm"
 
     /// Chooses the core for a machine of up to `processorCount` vCPUs.
-    static func choose(_ accelerator: Accelerator, processorCount: Int) throws -> Backend {
+    ///
+    /// - Parameter mmu: how Martlet's own translates the guest's accesses.
+    static func choose(_ accelerator: Accelerator, processorCount: Int, mmu: MMUKind = .walk) throws -> Backend {
         switch accelerator {
-        case .user: return try userSpace(because: "asked for")
+        case .user: return try userSpace(mmu, because: "asked for")
         case .kernel:
             switch KernelCandidate(isThorough: true) {
             case .usable(let system, let speed):
@@ -39,12 +43,12 @@ struct Backend {
             switch KernelCandidate(isThorough: false) {
             case .usable(let system, let speed) where speed.isNative:
                 guard maximumProcessorCount(system) >= processorCount else {
-                    return try userSpace(because: "\(device) has no machines of \(processorCount) vCPUs")
+                    return try userSpace(mmu, because: "\(device) has no machines of \(processorCount) vCPUs")
                 }
                 return Backend(system: system, reason: "kernel: \(device) \(describe(speed))")
-            case .usable(_, let speed): return try userSpace(because: "\(device) \(describe(speed))")
+            case .usable(_, let speed): return try userSpace(mmu, because: "\(device) \(describe(speed))")
             case .missing(let problem), .unusable(let problem):
-                return try userSpace(because: "\(device) \(problem)")
+                return try userSpace(mmu, because: "\(device) \(problem)")
             }
         }
     }
@@ -62,9 +66,9 @@ struct Backend {
         }
     }
 
-    private static func userSpace(because reason: String) throws -> Backend {
+    private static func userSpace(_ mmu: MMUKind, because reason: String) throws -> Backend {
         do {
-            return Backend(system: try KVMSystem(backend: UserspaceKVM()), reason: "user space: \(reason)")
+            return Backend(system: try KVMSystem(backend: UserspaceKVM(mmu: mmu)), reason: "user space: \(reason)")
         } catch Errno.operationNotSupportedByDevice {
             throw CommandFailure.hostFailure(
                 "this host's processor lacks AVX2 or BMI2, which translated code needs, and \(reason); see 'martlet doctor'"

@@ -2,6 +2,7 @@ import ArgumentParser
 import DefaultGuest
 import Machine
 import SystemPackage
+import UserspaceKVM
 
 /// `martlet run`: boots a kernel.
 struct RunCommand: ParsableCommand {
@@ -55,6 +56,12 @@ struct RunCommand: ParsableCommand {
                 + "runs guests at this processor's speed, otherwise user.", valueName: "core"))
     var accel = Accelerator.auto
 
+    @Option(
+        help: ArgumentHelp(
+            "How Martlet's own core translates the guest's memory accesses: walk, by the guest's page tables; shadow, by "
+                + "shadow page tables.", valueName: "how"))
+    var mmu = MMUKind.walk
+
     @Flag(help: "Tell what is loaded and how the guest ends.")
     var verbose = false
 
@@ -62,7 +69,7 @@ struct RunCommand: ParsableCommand {
         let configuration = try makeConfiguration()
         // Before the core: it passes signals that are not its own on to the handlers that were there before.
         let console = try makeConsole()
-        let backend = try Backend.choose(accel, processorCount: configuration.processors.maximum)
+        let backend = try Backend.choose(accel, processorCount: configuration.processors.maximum, mmu: mmu)
         if verbose { Message.progress("accel: \(backend.reason)") }
         let outcome: MachineOutcome
         do {

@@ -23,6 +23,12 @@ extension EndToEnd {
             #expect(pages == given - 384 - 2 * 4 - 8)
         }
 
+        @Test(arguments: [1, 2]) func memoryByShadowPages(cpus: Int) throws {
+            let child = try Boot.start(Boot.arguments(cpus: cpus, running: Workload.command) + ["--mmu", "shadow"])
+            #expect(child.wait() == .exited(0), Boot.account(child))
+            Workload.check(child, cpus: cpus)
+        }
+
         /// The option shapes of cloud-hypervisor: processors to come, and the size by its name.
         @Test func processorsToCome() throws {
             let guest = try #require(MartletCommand.guest(.cloud))

@@ -7,6 +7,7 @@ import X86
 final class BareMachine: ProcessorPlatform {
     let ram: UnsafeMutableRawPointer
     let byteCount: Int
+    private let shadow = TestedShadow()
     private var storage: Processor?
     var processor: Processor { storage.unsafelyUnwrapped }
     var taskPriority: UInt8 = 0
@@ -21,7 +22,7 @@ final class BareMachine: ProcessorPlatform {
             slot: 0, flags: 0, guestPhysicalAddress: 0, memorySize: UInt64(byteCount),
             userspaceAddress: UInt64(UInt(bitPattern: ram)))
         try memory.setUserMemoryRegion(region) { _ in }
-        storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 8 << 20), platform: self)
+        storage = try shadow.makeProcessor(memory, TranslationCache(byteCount: 8 << 20), self)
         storage?.prepare()
     }
 

@@ -1,6 +1,12 @@
+import Glibc
 import KVMInterface
 import SystemPackage
 import UserspaceKVM
+
+extension MMUKind {
+    /// What the environment's `MARTLET_MMU` says, so that all tests can run with either.
+    static var tested: MMUKind { getenv("MARTLET_MMU").flatMap { MMUKind(rawValue: String(cString: $0)) } ?? .walk }
+}
 
 /// A small machine for tests: memory at 0, and one vCPU in real mode at 0x1000.
 final class SmallMachine {
@@ -19,7 +25,7 @@ final class SmallMachine {
         memory.initializeMemory(as: UInt8.self, repeating: 0)
         for (index, byte) in code.enumerated() { memory[Self.codeAddress + index] = byte }
         self.memory = memory
-        backend = UserspaceKVM()
+        backend = UserspaceKVM(mmu: .tested)
         system = try KVMSystem(backend: backend)
         machine = try system.createVM()
         if hasIRQChip { try machine.createIRQChip() }

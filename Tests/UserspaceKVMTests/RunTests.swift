@@ -309,6 +309,51 @@ import UserspaceKVM
         }
     }
 
+    /// What a guest finds at an address follows the slots, also where it is known to be a device's.
+    @Test func aKnownDeviceBecomesMemoryAndADeviceAgain() throws {
+        // mov al,[0x40000000] ; out 0x10,al ; jmp to the start
+        let small = try SmallMachine(code: [0x8A, 0x04, 0x25, 0, 0, 0, 0x40, 0xE6, 0x10, 0xEB, 0xF5])
+        small.memory.storeBytes(of: 1 << 30 | 0x83, toByteOffset: 0x11008, as: UInt64.self)
+        try small.enter64BitMode()
+        let extra = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+        defer { extra.deallocate() }
+        extra.initializeMemory(as: UInt8.self, repeating: 0x77)
+        func setSlot(_ byteCount: UInt64) throws {
+            try small.machine.setUserMemoryRegion(
+                UserMemoryRegion(
+                    slot: 1, flags: 0, guest_phys_addr: 1 << 30, memory_size: byteCount,
+                    userspace_addr: UInt64(UInt(bitPattern: extra.baseAddress))))
+        }
+        func hits(_ name: String) throws -> UInt64 {
+            try #require(small.machine.inspect()?.vcpus.first?.statistics[name])
+        }
+        /// The byte that the guest reads next, and whether the client was asked for it.
+        func next(_ answer: UInt64) throws -> (value: UInt64, isAsked: Bool) {
+            var isAsked = false
+            while true {
+                switch try small.vcpu.run() {
+                case .mmio(let access):
+                    #expect(access.address == 1 << 30 && !access.isWrite && access.byteCount == 1)
+                    access.value = answer
+                    isAsked = true
+                case .io(let access): return (UInt64(access.value), isAsked)
+                case let exit:
+                    Issue.record("\(exit)")
+                    throw Errno.invalidArgument
+                }
+            }
+        }
+        for round in 0..<3 as Range<UInt64> {
+            let before = try hits("shadow_device_hits")
+            for i in 0..<10 as Range<UInt64> { #expect(try next(0x10 + i) == (0x10 + i, true)) }
+            #expect(try hits("shadow_device_hits") > before)
+            try setSlot(4096)
+            for _ in 0..<3 { #expect(try next(round) == (0x77, false)) }
+            try setSlot(0)
+        }
+        #expect(try next(0x42) == (0x42, true))
+    }
+
     /// In 64-bit mode the bases of CS, DS, ES and SS that a client sets do not count.
     @Test func flatSegmentsOf64BitMode() throws {
         // mov al,[0x2000] ; hlt

@@ -103,6 +103,8 @@ extension Processor {
         mirrorSegmentBases()
         flushTLB(.all)
         flushTLB(.contextSwitch(preserving: false))
+        // The client may have written the tables as well, which nobody catches.
+        if let shadow, shadow.mmu.tracksFrames { shadow.mmu.zapAll {} }
         modeDidChange()
     }
 

@@ -1,6 +1,7 @@
 import Addressing
 import CHost
 import GuestMemory
+import MMU
 import struct KVMInterface.MemoryBatch
 import SystemPackage
 import Translator
@@ -16,6 +17,7 @@ extension UserspaceVM {
         var request = kvm_userspace_memory_region()
         try ClientMemory.copyIn(&request, from: argument)
         try memory.setUserMemoryRegion(UserMemoryRegion(request)) { forget([$0]) }
+        shadow.setPageLimit(frameCount: memory.pageCount)
     }
 
     /// Several changes as one; the request is `KVMRequest.setUserMemoryRegions`.
@@ -32,6 +34,7 @@ extension UserspaceVM {
         let bitmaps = try memory.setUserMemoryRegions(
             elements.map { UserMemoryRegion($0.region) },
             prepare: { (changes) throws(Errno) in try Self.checkBitmaps(elements, changes) }, flush: forget)
+        shadow.setPageLimit(frameCount: memory.pageCount)
         for (element, bitmap) in zip(elements, bitmaps) where element.dirtyBitmap != 0 {
             if let bitmap { try ClientMemory.copyOut(bitmap, to: UInt(element.dirtyBitmap)) }
         }
@@ -55,6 +58,13 @@ extension UserspaceVM {
     private func forget(_ changes: [MemorySlotChange]) {
         let changes = changes.filter { change in change.old.map { !memory.hasSameMapping(as: $0) } ?? false }
         guard !changes.isEmpty else { return }
+        for change in changes {
+            switch change {
+            case .delete(let old), .move(let old, _): shadow.zap(frames: old.frameNumbers) {}
+            case .flagsOnly(let old, _): shadow.revokeWrites(frames: old.frameNumbers)
+            case .create: break
+            }
+        }
         // Afterwards every vCPU has been outside guest code since the slots changed: none can still translate what lay
         // there.
         requestAll(.flushTLB)
@@ -62,7 +72,7 @@ extension UserspaceVM {
         for change in changes {
             switch change {
             case .delete(let old), .move(let old, _):
-                if cache.drop(old.baseFrame.value..<old.baseFrame.value + old.pageCount) { hasDropped = true }
+                if cache.drop(old.frameNumbers) { hasDropped = true }
             case .create, .flagsOnly: break
             }
         }
@@ -78,7 +88,7 @@ extension UserspaceVM {
         try ClientMemory.copyIn(&request, from: argument)
         let bitmap = try memory.getDirtyLog(
             slot: request.slot, keeping: protectsLogManually.load(ordering: .relaxed)
-        ) { _ in requestAll(.dropWriteEntries) }
+        ) { protect($0.frameNumbers) }
         try ClientMemory.copyOut(bitmap, to: UInt(bitPattern: request.dirty_bitmap))
     }
 
@@ -93,9 +103,15 @@ extension UserspaceVM {
         try memory.checkLogRange(slot: request.slot, firstPage: pages.first, pageCount: pages.count)
         let bits = try ClientMemory.copyIn(
             count: Int((pages.count + 63) / 64), of: UInt64(0), from: UInt(bitPattern: request.dirty_bitmap))
-        try memory.clearDirtyLog(slot: request.slot, firstPage: pages.first, pageCount: pages.count, bits: bits) { _ in
-            requestAll(.dropWriteEntries)
+        try memory.clearDirtyLog(slot: request.slot, firstPage: pages.first, pageCount: pages.count, bits: bits) {
+            protect($0.frameNumbers)
         }
+    }
+
+    /// Has the next write to each of a range of frames marked in the log.
+    private func protect(_ frames: Range<UInt64>) {
+        shadow.revokeWrites(frames: frames)
+        requestAll(.dropWriteEntries)
     }
 
     /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: `KVM_GET_DIRTY_LOG` clears nothing.
@@ -132,7 +148,7 @@ extension UserspaceVM {
             if let ring = vcpu.processor.dirtyRing { rings.append(ring) }
             return true
         }
-        return Int32(clamping: memory.resetDirtyRings(rings) { requestAll(.dropWriteEntries) })
+        return Int32(clamping: memory.resetDirtyRings(rings) { protect(0..<GuestMemory.frameCount) })
     }
 }
 
@@ -146,6 +162,11 @@ extension UserspaceVCPU {
             }
         }
     }
+}
+
+extension MemorySlotDescription {
+    /// The numbers of the slot's guest frames.
+    fileprivate var frameNumbers: Range<UInt64> { frames.lowerBound.value..<frames.upperBound.value }
 }
 
 extension UserMemoryRegion {

@@ -12,6 +12,7 @@ final class SystemMachine: ProcessorPlatform {
     let ram: UnsafeMutableRawPointer
     private let byteCount = 4 << 20
     private let decoder = Decoder()
+    private let shadow = TestedShadow()
     private var storage: Processor?
     var processor: Processor { storage.unsafelyUnwrapped }
     var state: CPUState { processor.state }
@@ -24,7 +25,7 @@ final class SystemMachine: ProcessorPlatform {
             slot: 0, flags: 0, guestPhysicalAddress: 0, memorySize: UInt64(byteCount),
             userspaceAddress: UInt64(UInt(bitPattern: ram)))
         try memory.setUserMemoryRegion(region) { _ in }
-        storage = try Processor(memory: memory, cache: TranslationCache(byteCount: 1 << 20), platform: self)
+        storage = try shadow.makeProcessor(memory, TranslationCache(byteCount: 1 << 20), self)
         storage?.prepare()
         for register in SegmentRegister.allCases {
             processor.setSegment(register, .realMode(selector: 0, isCode: register == .cs))

@@ -4,14 +4,18 @@
 public struct MachineInspection: Codable, Equatable, Sendable {
     public var addressSpaces: [AddressSpace]
     public var vcpus: [VCPU]
+    /// Those of higher levels first.
+    public var shadowPages: [ShadowPage]
     public var gracePeriods: [GracePeriods]
     public var statistics: [String: UInt64]
 
     public init(
-        addressSpaces: [AddressSpace], vcpus: [VCPU], gracePeriods: [GracePeriods], statistics: [String: UInt64]
+        addressSpaces: [AddressSpace], vcpus: [VCPU], shadowPages: [ShadowPage], gracePeriods: [GracePeriods],
+        statistics: [String: UInt64]
     ) {
         self.addressSpaces = addressSpaces
         self.vcpus = vcpus
+        self.shadowPages = shadowPages
         self.gracePeriods = gracePeriods
         self.statistics = statistics
     }
@@ -82,6 +86,57 @@ public struct MachineInspection: Codable, Equatable, Sendable {
             self.id = id
             self.state = state
             self.statistics = statistics
+        }
+    }
+
+    /// A page of the shadow page tables.
+    public struct ShadowPage: Codable, Equatable, Sendable {
+        /// 1 for a page whose entries map 4 KiB each, up to 4.
+        public var level: Int
+        /// The frame of the guest's table; of a direct page the first it maps.
+        public var frame: UInt64
+        /// All that makes it different from other pages of its frame, as a number.
+        public var role: UInt32
+        /// It shadows no table.
+        public var isDirect: Bool
+        /// An address space starts from it.
+        public var isRoot: Bool
+        /// Stores to the guest's table are caught.
+        public var isTracked: Bool
+        public var entries: [ShadowEntry]
+
+        public init(
+            level: Int, frame: UInt64, role: UInt32, isDirect: Bool, isRoot: Bool, isTracked: Bool,
+            entries: [ShadowEntry]
+        ) {
+            self.level = level
+            self.frame = frame
+            self.role = role
+            self.isDirect = isDirect
+            self.isRoot = isRoot
+            self.isTracked = isTracked
+            self.entries = entries
+        }
+    }
+
+    /// An entry of a shadow page that is not empty.
+    public struct ShadowEntry: Codable, Equatable, Sendable {
+        public var index: Int
+        public var kind: Kind
+        /// The frame of the next page, or the first that the entry maps.
+        public var frame: UInt64
+        /// Of the next page; nil for others.
+        public var role: UInt32?
+
+        public enum Kind: String, Codable, Sendable {
+            case page, memory, device
+        }
+
+        public init(index: Int, kind: Kind, frame: UInt64, role: UInt32? = nil) {
+            self.index = index
+            self.kind = kind
+            self.frame = frame
+            self.role = role
         }
     }
 

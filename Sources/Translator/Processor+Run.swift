@@ -103,8 +103,10 @@ extension Processor {
         case .link:
             let site = cache.linkSite(at: value)
             setRIP(fromOffset: Int(site.targetOffset))
+            let epoch = seenEpoch
             let target = try findBlock(site.form)
-            if target.mayBeLinked { cache.link(site, to: target.code) }
+            // After a reset the site's place holds something else.
+            if target.mayBeLinked, seenEpoch == epoch { cache.link(site, to: target.code) }
             foundCode = target.code
         case .jumpMiss:
             let target = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
@@ -172,6 +174,8 @@ extension Processor {
     private func findBlock(_ form: BlockTranslator.Form) throws(GuestFault) -> (code: UInt64, mayBeLinked: Bool) {
         let linear = try currentLinear()
         state.base.storeBytes(of: linear & ~0xFFF, toByteOffset: CPUState.pageBaseOffset, as: UInt64.self)
+        // The last instruction may have asked others for something: meanwhile the cache may have been reset.
+        followCacheResets()
         // A block that spans pages is never in the page-internal links, and the jump cache does not tell.
         if form == .block, linear & 0xFFF <= 0xFF0, let code = tlb.lookupJump(linear) { return (code, true) }
         while true {
@@ -188,6 +192,8 @@ extension Processor {
                 continue
             }
             let translated = try withHostControl { () throws(GuestFault) in try translate(linear, physical, form) }
+            // So may the translation have.
+            followCacheResets()
             if let block = translated {
                 if form == .block { tlb.insertJump(linear, target: block.address) }
                 return (block.address, block.secondPage == TranslationCache.Block.noPage)

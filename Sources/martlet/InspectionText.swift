@@ -14,6 +14,7 @@ struct InspectionText {
         }
         for space in core.addressSpaces where space.number == 0 || !space.sets.allSatisfy(\.isEmpty) { addSlots(space) }
         addVCPUs(core.vcpus)
+        addShadowPages(core.shadowPages)
         addGracePeriods(core.gracePeriods)
         heading("statistics")
         for (name, value) in core.statistics.sorted(by: { $0.key < $1.key }) { line("    \(pad(name, 30))\(value)") }
@@ -52,6 +53,35 @@ struct InspectionText {
             let numbers = vcpu.statistics.sorted { $0.key < $1.key }.filter { $0.value != 0 }
                 .map { "\($0.key) \($0.value)" }.joined(separator: ", ")
             line("    \(vcpu.index): id \(vcpu.id), \(vcpu.state.rawValue); \(numbers)")
+        }
+    }
+
+    private mutating func addShadowPages(_ pages: [MachineInspection.ShadowPage]) {
+        heading("shadow page tables: \(pages.count) pages")
+        // A page may hang below several: it is shown below the first.
+        var shown: Set<Int> = []
+        for (index, page) in pages.enumerated() where page.isRoot { addShadowPage(index, pages, 1, &shown) }
+        for index in pages.indices where !shown.contains(index) { addShadowPage(index, pages, 1, &shown) }
+    }
+
+    private mutating func addShadowPage(
+        _ index: Int, _ pages: [MachineInspection.ShadowPage], _ depth: Int, _ shown: inout Set<Int>
+    ) {
+        guard shown.insert(index).inserted else { return }
+        let page = pages[index]
+        var marks = page.isRoot ? " root" : ""
+        if page.isDirect { marks += " direct" }
+        if page.isTracked { marks += " tracked" }
+        func count(_ kind: MachineInspection.ShadowEntry.Kind) -> Int { page.entries.count { $0.kind == kind } }
+        let parts = [(count(.page), "pages"), (count(.memory), "memory"), (count(.device), "devices")]
+            .filter { $0.0 > 0 }.map { "\($0.0) \($0.1)" }.joined(separator: ", ")
+        line(
+            String(repeating: "    ", count: depth)
+                + "level \(page.level), frame \(hex(page.frame)), role \(hex(UInt64(page.role)))\(marks): "
+                + (parts.isEmpty ? "empty" : parts))
+        for entry in page.entries where entry.kind == .page {
+            let child = pages.firstIndex { $0.role == entry.role && $0.frame == entry.frame }
+            if let child { addShadowPage(child, pages, depth + 1, &shown) }
         }
     }
 

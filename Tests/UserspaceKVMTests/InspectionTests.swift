@@ -126,6 +126,7 @@ import UserspaceKVM
                 #expect(spaces[1].sets == [[], []])
                 #expect(inspection.vcpus.map(\.id) == [0, 9])
                 #expect(inspection.vcpus[1].state == .parked)
+                #expect(inspection.shadowPages.isEmpty)
                 #expect(inspection.gracePeriods.map(\.name).contains("memory slots"))
                 let shadow = try #require(inspection.gracePeriods.first { $0.name == "shadow pages" })
                 #expect(shadow.activeReaders == 1)
@@ -140,5 +141,30 @@ import UserspaceKVM
                 #expect(after.addressSpaces[0].generation != spaces[0].generation)
             })
         #expect(small.machine.inspect()?.vcpus[0].state == .host)
+    }
+
+    /// A device that is accessed again and again is in the shadow pages, below the root of its address space.
+    @Test func devicesAreInTheShadowPages() throws {
+        // again: mov al,[1000_0000h] ; jmp again
+        let small = try SmallMachine(code: [0x8A, 0x04, 0x25, 0x00, 0x00, 0x00, 0x10, 0xEB, 0xF7])
+        try small.enter64BitMode()
+        for _ in 0..<20 {
+            guard case .mmio(let access) = try small.vcpu.run(), access.address == 0x1000_0000 else {
+                Issue.record("no MMIO exit: \(small.vcpu.runArea.exit)")
+                return
+            }
+        }
+        let pages = try #require(small.machine.inspect()).shadowPages
+        let device = try #require(pages.first { page in page.entries.contains { $0.kind == .device } })
+        #expect(device.entries.map(\.frame) == [0x10000])
+        let root = try #require(pages.first { $0.isRoot })
+        #expect(root.level == 4 && root.frame == 0x10)
+        // From the root to the device.
+        var page = root
+        while page != device {
+            let entry = try #require(page.entries.first)
+            #expect(entry.kind == .page)
+            page = try #require(pages.first { $0.role == entry.role && $0.frame == entry.frame })
+        }
     }
 }

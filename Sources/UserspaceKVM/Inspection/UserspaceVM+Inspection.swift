@@ -1,5 +1,6 @@
 import GuestMemory
 import KVMInterface
+import MMU
 import RCU
 
 extension UserspaceVM {
@@ -8,6 +9,7 @@ extension UserspaceVM {
         MachineInspection(
             addressSpaces: (0..<memory.addressSpaceCount).map(inspectSlots),
             vcpus: lock.withLock { (0..<vcpus.count).compactMap(inspectVCPU) },
+            shadowPages: shadow.describePages().map(MachineInspection.ShadowPage.init),
             gracePeriods: [
                 .init("shadow pages", domain.state), .init("memory slots", memory.domain.state),
                 .init("threads of the process", ThreadRCU.domain.state)
@@ -48,6 +50,22 @@ extension MachineInspection.Slot {
             id: slot.id, guestAddress: slot.baseFrame.value << 12, byteCount: slot.pageCount << 12,
             hostAddress: UInt64(slot.hostAddress), isReadOnly: slot.flags.contains(.readOnly),
             isLogged: slot.flags.contains(.logDirtyPages), isInvalid: slot.flags.contains(.invalid))
+    }
+}
+
+extension MachineInspection.ShadowPage {
+    init(_ page: ShadowMMU.PageDescription) {
+        self.init(
+            level: page.role.level, frame: page.frame, role: page.role.rawValue, isDirect: page.role.isDirect,
+            isRoot: page.isRoot, isTracked: page.isTracked,
+            entries: page.entries.map { entry in
+                switch entry.target {
+                case .page(let frame, let role):
+                    .init(index: entry.index, kind: .page, frame: frame, role: role.rawValue)
+                case .memory(let frame): .init(index: entry.index, kind: .memory, frame: frame)
+                case .device(let frame): .init(index: entry.index, kind: .device, frame: frame)
+                }
+            })
     }
 }
 

@@ -110,7 +110,8 @@ extension UserspaceVCPU: ProcessorPlatform {
                 command: UInt32(truncatingIfNeeded: a3))
             return count.map { UInt64($0) } ?? HypercallError.invalidArgument
         case Hypercall.yield:
-            sched_yield()
+            // The caller waits for another vCPU; with none but itself running there is nobody to yield to.
+            if vm.runningCount(limit: 2) > 1 { sched_yield() }
             return 0
         default:
             return HypercallError.notImplemented

@@ -133,6 +133,17 @@ final class UserspaceVM: @unchecked Sendable {
         VCPURequests.request(requests, among: enumerateRequests)
     }
 
+    /// How many vCPUs execute guest code; counting ends at `limit`.
+    /// > Concurrency: any thread. They may be others the next moment.
+    func runningCount(limit: Int) -> Int {
+        var count = 0
+        vcpus.forEach { vcpu in
+            if vcpu.requests.standsInside { count += 1 }
+            return count < limit
+        }
+        return count
+    }
+
     /// Calls `body` with the request state of each vCPU.
     func enumerateRequests(_ body: (VCPURequests) -> Void) {
         vcpus.forEach { vcpu in

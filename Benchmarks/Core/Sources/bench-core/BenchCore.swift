@@ -1,6 +1,6 @@
 import Glibc
 
-/// Measures the core's structures: `bench-core [rcu|vcpus|slots|memory]…`.
+/// Measures the core's structures: `bench-core [rcu|vcpus|slots|interrupts|memory]…`.
 @main
 enum BenchCore {
     static func main() {
@@ -16,6 +16,7 @@ enum BenchCore {
                     for table in SlotCases.tables { table.report() }
                 }
             ),
+            ("interrupts", { InterruptCases.report() }),
             ("memory", { MemoryCases.report() })
         ]
         let names = CommandLine.arguments.dropFirst()

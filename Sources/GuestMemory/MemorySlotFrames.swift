@@ -107,7 +107,8 @@ struct MemorySlotFrames: ~Copyable {
         }
         guard let right = insert(slot, key, below: old, next: MemorySlotNode.capacity) else { return }
         let top = takeNode(isLeaf: false)
-        for node in [old, right] { add(node.keys(set)[0], node.item, at: top.count(set), to: top) }
+        add(old.keys(set)[0], old.item, at: 0, to: top)
+        add(right.keys(set)[0], right.item, at: 1, to: top)
         (root, height) = (top, height + 1)
     }
 

@@ -8,10 +8,11 @@ extension MemorySlotFrames {
         if hasChanges { return "a change by frame is left" }
         guard let root else { return height == 0 ? nil : "no node by frame, but a height" }
         if !root.isLeaf && root.count(set) < 2 { return "the root by frame has one node below it" }
-        return brokenInvariant(root, height: height, other.set)
+        return brokenInvariant(root, height: height, isFirst: true, other.set)
     }
 
-    private func brokenInvariant(_ node: MemorySlotNode, height: Int, _ other: Int) -> String? {
+    /// - Parameter isFirst: whether no node of the level is left of this.
+    private func brokenInvariant(_ node: MemorySlotNode, height: Int, isFirst: Bool, _ other: Int) -> String? {
         let count = node.count(set)
         guard (1...MemorySlotNode.capacity).contains(count) else { return "a node by frame has \(count) entries" }
         if count != node.count(other) { return "the versions of a node by frame have different counts" }
@@ -26,12 +27,17 @@ extension MemorySlotFrames {
         }
         for index in 0..<count {
             if node.items(set)[index] != node.items(other)[index] { return "the versions of a node by frame differ" }
-            if let broken = brokenInvariant(entry: index, of: node, height: height, other) { return broken }
+            let isFirst = isFirst && index == 0
+            if let broken = brokenInvariant(entry: index, of: node, height: height, isFirst: isFirst, other) {
+                return broken
+            }
         }
         return nil
     }
 
-    private func brokenInvariant(entry index: Int, of node: MemorySlotNode, height: Int, _ other: Int) -> String? {
+    private func brokenInvariant(
+        entry index: Int, of node: MemorySlotNode, height: Int, isFirst: Bool, _ other: Int
+    ) -> String? {
         let key = node.keys(set)[index]
         if node.isLeaf {
             let slot = node.slot(index, set)
@@ -39,7 +45,8 @@ extension MemorySlotFrames {
             return slot.leaf.pointee == node ? nil : "slot \(slot.pointee.id) has a wrong leaf"
         }
         let child = node.child(index, set)
-        if child.keys(set)[0] != key { return "key \(key) by frame is not that of the node below" }
+        let first = child.keys(set)[0]
+        if isFirst ? key > first : key != first { return "key \(key) by frame is not that of the node below" }
         if index > 0 {
             let left = node.child(index - 1, set)
             let total = left.count(set) + child.count(set)
@@ -47,7 +54,7 @@ extension MemorySlotFrames {
             // The child's own keys are checked against one another, those of the left neighbour against this.
             if left.keys(set)[left.count(set) - 1] >= key { return "a node by frame reaches into the next" }
         }
-        return brokenInvariant(child, height: height - 1, other)
+        return brokenInvariant(child, height: height - 1, isFirst: isFirst, other)
     }
 
     /// The number of nodes.

@@ -8,8 +8,9 @@
 /// Invariants:
 /// 1. Only the inactive set's versions change, and its root and height. Headers, lists and the slots' `leaf` are the
 ///    writer's.
-/// 2. A key is the first frame of the subtree that its item is, so all keys of a version ascend, and a frame not less than
-///    a node's first key belongs to the entry whose key is the last one not greater.
+/// 2. A key is the first frame of the subtree that its item is, so all keys of a version ascend, and a frame belongs to the
+///    entry whose key is the last one not greater. Above the first leaf, the first keys may be less than that frame: so
+///    the first slot comes and goes without a change there.
 /// 3. All leaves have the same depth. No node is empty; a root that is no leaf has two entries or more.
 /// 4. Two neighbours below one node have 17 entries or more together. So n slots have less than n/7 + 2 leaves.
 /// 5. Nodes whose versions differ are in the list of changes.
@@ -62,7 +63,7 @@ struct MemorySlotFrames: ~Copyable {
         var level = height
         while true {
             let rank = node.rank(of: frame, set)
-            // Only in the root.
+            // Below the first slot.
             if rank == 0 { return nil }
             level &-= 1
             if level == 0 { return node.slot(rank &- 1, set) }
@@ -106,7 +107,8 @@ struct MemorySlotFrames: ~Copyable {
         }
         guard let right = insert(slot, key, below: old, next: MemorySlotNode.capacity) else { return }
         let top = takeNode(isLeaf: false)
-        for node in [old, right] { add(node.keys(set)[0], node.item, at: top.count(set), to: top) }
+        add(old.keys(set)[0], old.item, at: 0, to: top)
+        add(right.keys(set)[0], right.item, at: 1, to: top)
         (root, height) = (top, height + 1)
     }
 
@@ -118,7 +120,7 @@ struct MemorySlotFrames: ~Copyable {
         let rank = node.rank(of: key, set)
         if node.isLeaf { return add(key, UnsafeMutableRawPointer(slot), at: rank, to: node, next: next) }
         if rank == 0 {
-            // The new first of all slots.
+            // Less than all before.
             change(node)
             node.keys(set)[0] = key
         }
@@ -169,7 +171,7 @@ struct MemorySlotFrames: ~Copyable {
             remove(at: index, of: leaf)
             return
         }
-        _ = erase(slot, key, below: old)
+        _ = erase(slot, key, below: old, isFirst: true)
         if old.count(set) == 0 {
             (root, height) = (nil, 0)
         } else {
@@ -180,8 +182,11 @@ struct MemorySlotFrames: ~Copyable {
         }
     }
 
+    /// - Parameter isFirst: whether no node of the level is left of this.
     /// - Returns: whether the node has lost an entry.
-    private func erase(_ slot: MemorySlot.Pointer, _ key: UInt64, below node: MemorySlotNode) -> Bool {
+    private func erase(
+        _ slot: MemorySlot.Pointer, _ key: UInt64, below node: MemorySlotNode, isFirst: Bool
+    ) -> Bool {
         let index = node.rank(of: key, set) - 1
         if node.isLeaf {
             precondition(node.slot(index, set) == slot, "slot \(slot.pointee.id) is not in the set")
@@ -189,12 +194,13 @@ struct MemorySlotFrames: ~Copyable {
             return true
         }
         let child = node.child(index, set)
-        let isSmaller = erase(slot, key, below: child)
+        let isFirst = isFirst && index == 0
+        let isSmaller = erase(slot, key, below: child, isFirst: isFirst)
         guard child.count(set) > 0 else {
             remove(at: index, of: node)
             return true
         }
-        if node.keys(set)[index] != child.keys(set)[0] {
+        if !isFirst && node.keys(set)[index] != child.keys(set)[0] {
             change(node)
             node.keys(set)[index] = child.keys(set)[0]
         }

@@ -2,6 +2,7 @@
 
 // Copies from and to addresses that may not be mapped, and mappings of the same memory twice.
 
+#include <malloc.h>
 #include <stddef.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,6 +21,12 @@ static inline unsigned long martlet_guarded_copy_access_address(void)
 static inline unsigned long martlet_guarded_copy_failure_address(void)
 {
 	return (unsigned long)martlet_guarded_copy_failure;
+}
+
+// Gives the memory that free() has taken back, and keeps for later, to the system. A GNU extension of malloc.
+static inline void martlet_release_free_memory(void)
+{
+	malloc_trim(0);
 }
 
 // Maps `count` bytes of shared memory at `address` once more at `target`, in the place of what is there. An mremap of length 0

@@ -30,6 +30,8 @@ final class Board {
         let events = BoardEvents { console.stop() }
         let memory = try BoardMemory(configuration.memory)
         let guest = try Self.load(configuration, into: memory.ram)
+        // Files and unpacked kernels were held meanwhile.
+        FreeMemory.release()
         do {
             let machine = try Self.createMachine(system)
             let lock = MachineLock()

@@ -1,3 +1,5 @@
+import CHost
+import Glibc
 import Host
 import Synchronization
 import Translator
@@ -159,6 +161,23 @@ public final class VCPURequests: @unchecked Sendable {
         return Awaited(vcpu: self, word: seen & ~Self.waiterBit)
     }
 
+    /// How often a writer looks before it sleeps, if every vCPU that it waits for has a processor beside its own: about as
+    /// long as a vCPU takes to leave guest code, and less than a sleep and its end.
+    private static let lookCount = 400
+    private static let processorCount = Int(max(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 1))
+
+    /// Waits for all, which are known not to be more than those that were inside.
+    private static func wait(for awaited: [Awaited]) {
+        var looks = awaited.count < processorCount ? lookCount : 0
+        for entry in awaited {
+            while looks > 0, entry.vcpu.word.atomic.pointee.load(ordering: .relaxed) & ~waiterBit == entry.word {
+                martlet_pause()
+                looks -= 1
+            }
+            entry.vcpu.wait(for: entry.word)
+        }
+    }
+
     /// Sleeps until the vCPU's word is another than `awaited`.
     /// > Concurrency: any thread that is not inside guest code itself.
     func wait(for awaited: UInt32) {
@@ -228,7 +247,7 @@ extension VCPURequests {
         let awaited = Self.post(requests, to: all, except: self)
         let wasInside = isInside
         if wasInside { leave() }
-        for entry in awaited { entry.vcpu.wait(for: entry.word) }
+        Self.wait(for: awaited)
         if wasInside { enterAgain() } else { performPending() }
     }
 
@@ -236,7 +255,7 @@ extension VCPURequests {
     /// acknowledged.
     /// > Concurrency: any thread that is not inside guest code.
     public static func request(_ requests: ProcessorRequests, among all: ((VCPURequests) -> Void) -> Void) {
-        for entry in post(requests, to: all, except: nil) { entry.vcpu.wait(for: entry.word) }
+        wait(for: post(requests, to: all, except: nil))
     }
 
     private static func post(
@@ -260,27 +279,13 @@ extension VCPURequests {
         gate.lock.lock()
         // ORDERING: the full fence of the writer's side; pairs with the owners' look at the gate after their entry.
         gate.closed.atomic.pointee.store(1, ordering: .sequentiallyConsistent)
-        for entry in Self.post(.pause, to: all, except: self) { entry.vcpu.wait(for: entry.word) }
+        Self.wait(for: Self.post(.pause, to: all, except: self))
         ownsPause = true
         if wasInside { enterAgain() } else { enter() }
         body()
         if !wasInside { leave() }
         ownsPause = false
         // ORDERING: release, so that those who enter see what `body` did.
-        gate.closed.atomic.pointee.store(0, ordering: .sequentiallyConsistent)
-        gate.closed.wake()
-        gate.lock.unlock()
-    }
-    /// Runs `body` while no vCPU among `all` executes guest code.
-    /// > Concurrency: a thread that is not a vCPU's owner, without locks that owners take outside guest code.
-    public static func withAllPaused(
-        _ gate: PauseGate, among all: ((VCPURequests) -> Void) -> Void, _ body: () -> Void
-    ) {
-        gate.lock.lock()
-        // ORDERING: as in ``withOthersPaused(among:_:)``, here and below.
-        gate.closed.atomic.pointee.store(1, ordering: .sequentiallyConsistent)
-        request(.pause, among: all)
-        body()
         gate.closed.atomic.pointee.store(0, ordering: .sequentiallyConsistent)
         gate.closed.wake()
         gate.lock.unlock()

@@ -147,11 +147,6 @@ public final class GuestMemory: @unchecked Sendable {
         }
     }
 
-    /// The number of pages in all slots of all address spaces.
-    ///
-    /// > Concurrency: takes the slots lock; not inside a read section.
-    public var pageCount: UInt64 { slotsLock.withLock { totalPageCount } }
-
     /// The slot that a client named (bits 15–0 id, bits 31–16 address space).
     ///
     /// > Concurrency: takes the slots lock; not inside a read section.

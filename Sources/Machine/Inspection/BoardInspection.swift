@@ -12,13 +12,6 @@ public struct BoardInspection: Codable, Equatable, Sendable {
     /// The machine's core; nil if the accelerator does not tell.
     public var core: MachineInspection?
 
-    public init(process: Int32, kernel: String, flatView: [Range], core: MachineInspection?) {
-        self.process = process
-        self.kernel = kernel
-        self.flatView = flatView
-        self.core = core
-    }
-
     /// One range of the flat view.
     public struct Range: Codable, Equatable, Sendable {
         public var region: String
@@ -31,25 +24,14 @@ public struct BoardInspection: Codable, Equatable, Sendable {
         public var hostAddress: UInt64?
         public var isReadOnly: Bool
         public var isLogged: Bool
+    }
+}
 
-        public init(
-            region: String, address: UInt64, last: UInt64, offset: UInt64, hostAddress: UInt64?, isReadOnly: Bool,
-            isLogged: Bool
-        ) {
-            self.region = region
-            self.address = address
-            self.last = last
-            self.offset = offset
-            self.hostAddress = hostAddress
-            self.isReadOnly = isReadOnly
-            self.isLogged = isLogged
-        }
-
-        init(_ range: FlatRange) {
-            self.init(
-                region: range.region.name, address: range.addresses.start, last: range.addresses.last,
-                offset: range.offset, hostAddress: range.host.map { UInt64($0.value) }, isReadOnly: range.isReadOnly,
-                isLogged: range.logsDirtyPages)
-        }
+extension BoardInspection.Range {
+    init(_ range: FlatRange) {
+        self.init(
+            region: range.region.name, address: range.addresses.start, last: range.addresses.last,
+            offset: range.offset, hostAddress: range.host.map { UInt64($0.value) }, isReadOnly: range.isReadOnly,
+            isLogged: range.logsDirtyPages)
     }
 }

@@ -17,7 +17,7 @@ extension UserspaceVM {
         var request = kvm_userspace_memory_region()
         try ClientMemory.copyIn(&request, from: argument)
         try memory.setUserMemoryRegion(UserMemoryRegion(request)) { forget([$0]) }
-        shadow.setPageLimit(frameCount: memory.pageCount)
+        shadow.setPageLimit(frameCount: memory.counts.pages)
     }
 
     /// Several changes as one; the request is `KVMRequest.setUserMemoryRegions`.
@@ -34,7 +34,7 @@ extension UserspaceVM {
         let bitmaps = try memory.setUserMemoryRegions(
             elements.map { UserMemoryRegion($0.region) },
             prepare: { (changes) throws(Errno) in try Self.checkBitmaps(elements, changes) }, flush: forget)
-        shadow.setPageLimit(frameCount: memory.pageCount)
+        shadow.setPageLimit(frameCount: memory.counts.pages)
         for (element, bitmap) in zip(elements, bitmaps) where element.dirtyBitmap != 0 {
             if let bitmap { try ClientMemory.copyOut(bitmap, to: UInt(element.dirtyBitmap)) }
         }

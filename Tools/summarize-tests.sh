@@ -40,5 +40,10 @@ if [[ "$passed" -eq 0 && "$failed" -eq 0 ]]; then
 fi
 [[ "$failed" -eq 0 ]] || failure=1
 
+# What failed and why, again, where whoever sees only the end of the output finds it.
+if [[ "$failed" -ne 0 ]]; then
+    grep --text -A 2 -E '^. +Test .* recorded an issue|^. +Test .* failed after|Fatal error|: error:' "$log" | tail -n 60
+fi
+
 echo "$passed passed, $failed failed, $skipped skipped"
 exit "$failure"

@@ -62,8 +62,8 @@ struct SupportedCPUID {
         let own = host.leaf(7)
         // FSGSBASE, BMI1, AVX2, FDP only on exceptions, SMEP, BMI2, ERMS, INVPCID, no FCS/FDS, RDSEED, ADX, SMAP, SHA.
         let ebx = own.ebx & bits(0, 3, 5, 6, 7, 8, 9, 10, 13, 18, 19, 20, 29)
-        // UMIP, VAES, VPCLMULQDQ, RDPID.
-        let ecx = own.ecx & bits(9, 10, 22) | bits(2)
+        // UMIP, GFNI, VAES, VPCLMULQDQ, RDPID.
+        let ecx = own.ecx & bits(8, 9, 10, 22) | bits(2)
         // FSRM; for Intel also speculation control and the register that says there is nothing to control.
         let edx = own.edx & bits(4) | (host.isAMD ? 0 : bits(26, 29))
         // TSC_ADJUST, SMEP, SMAP and INVPCID are the translator's own.

@@ -21,6 +21,7 @@ struct Martlet: ParsableCommand {
 
     /// Runs the command that the arguments name and leaves the process with its status.
     static func main() {
+        reserveStandardStreams()
         // Writing to a closed pipe is reported where it happens.
         signal(SIGPIPE, SIG_IGN)
         do {
@@ -38,6 +39,15 @@ struct Martlet: ParsableCommand {
             if let exitCode = error as? ExitCode { Glibc.exit(exitCode.rawValue) }
             Message.error(message(for: error))
             Glibc.exit(ExitStatus.badInput.rawValue)
+        }
+    }
+
+    /// Puts something in the place of standard streams that are closed, so that no other file gets their numbers. What is
+    /// written there fails as on a closed one (`EBADF`); what is read is empty.
+    private static func reserveStandardStreams() {
+        for stream in STDIN_FILENO...STDERR_FILENO where fcntl(stream, F_GETFD) < 0 {
+            // The lowest free number is this one.
+            _ = open("/dev/null", O_RDONLY)
         }
     }
 }

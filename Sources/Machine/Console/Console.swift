@@ -45,11 +45,12 @@ public final class Console: @unchecked Sendable {
 
     /// - Parameter handlesSignals: take over the process's signals, for good. To be done before anything else handles
     ///   crash signals, which may then pass on to the console's handlers.
-    /// - Throws: `Errno.badFileDescriptor` if `output` is closed, otherwise what creating an event counter throws.
+    /// - Throws: `Errno.badFileDescriptor` if `output` is closed or cannot be written, otherwise what creating an event counter throws.
     public init(
         input: FileDescriptor = .standardInput, output: FileDescriptor = .standardOutput, handlesSignals: Bool
     ) throws(Errno) {
-        guard fcntl(output.rawValue, F_GETFD) >= 0 else { throw .badFileDescriptor }
+        let mode = fcntl(output.rawValue, F_GETFL)
+        guard mode >= 0, mode & O_ACCMODE != O_RDONLY else { throw .badFileDescriptor }
         inputDescriptor = input
         outputDescriptor = output
         isInputAtEnd = fcntl(input.rawValue, F_GETFD) < 0

@@ -19,8 +19,9 @@ help: ## Show this list
 run: ## Install what is missing, build, and boot the default guest
 	@Tools/run.sh
 
-build: ## Build the command (release)
+build: ## Build the command and the library that it has programs load (release)
 	$(SWIFT) build -c $(CONFIGURATION) --product martlet
+	$(SWIFT) build -c $(CONFIGURATION) --product martlet-kvm
 
 test: ## Install what is missing, build, and run every test
 	@Tools/test.sh

@@ -15,10 +15,20 @@ let execution: [SwiftSetting] = strict + [.unsafeFlags(["-enforce-exclusivity=un
 /// are those that the argument parser's use of Foundation needs.
 let staticRuntime = ["-static-stdlib", "-l_FoundationCShims", "-l_FoundationCollections"]
 
+/// What clients preload carries Swift's runtime, too, and shows nothing but the functions that it takes over: a client may be
+/// written in Swift itself.
+let preloadable: [LinkerSetting] = [
+    .unsafeFlags([
+        "-static-stdlib", "-Xlinker", "--gc-sections", "-Xlinker", "-z", "-Xlinker", "nodelete", "-Xlinker",
+        "--version-script=\(Context.packageDirectory)/Sources/CPreload/exports.map"
+    ])
+]
+
 let package = Package(
     name: "martlet",
     products: [
         .executable(name: "martlet", targets: ["martlet"]),
+        .library(name: "martlet-kvm", type: .dynamic, targets: ["KVMPreload"]),
         .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
         .library(name: "KVM", targets: ["UserspaceKVM", "KVMInterface", "GuestMemory", "Addressing"]),
         .library(name: "MMU", targets: ["MMU", "X86", "GuestMemory", "RCU", "Addressing"]),
@@ -70,6 +80,11 @@ let package = Package(
             name: "UserspaceKVM",
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU", "VCPUTables"],
             swiftSettings: execution),
+        .target(name: "CPreload", exclude: ["exports.map"], cSettings: [.define("_GNU_SOURCE")]),
+        .target(
+            name: "KVMPreload",
+            dependencies: ["CPreload", "UserspaceKVM", "KVMInterface", "Host", "CHost"],
+            swiftSettings: execution + [.unsafeFlags(["-static-stdlib"])], linkerSettings: preloadable),
         .target(
             name: "KernelKVM",
             dependencies: [
@@ -91,7 +106,7 @@ let package = Package(
         .executableTarget(
             name: "martlet",
             dependencies: [
-                "Machine", "UserspaceKVM", "KernelKVM", "DefaultGuest",
+                "Machine", "UserspaceKVM", "KernelKVM", "DefaultGuest", "CHost",
                 .product(name: "ArgumentParser", package: "swift-argument-parser")
             ],
             swiftSettings: strict, linkerSettings: [.unsafeFlags(staticRuntime)]),

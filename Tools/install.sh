@@ -11,6 +11,8 @@ completions() {
 }
 
 install -D --mode=755 "$PRODUCT" "$prefix/bin/martlet"
+install -D --mode=644 "$(dirname "$PRODUCT")/libmartlet-kvm.so" "$prefix/lib/martlet/libmartlet-kvm.so"
+strip --strip-unneeded "$prefix/lib/martlet/libmartlet-kvm.so" 2>/dev/null || true
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 completions bash "$scratch/bash" "$prefix/share/bash-completion/completions/martlet"

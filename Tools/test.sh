@@ -11,6 +11,7 @@ Tools/packages.sh build guest test || exit 1
 echo "martlet: building the command and its tests" >&2
 # Not built by `swift test`, whose testable imports would compile every target again with other flags than `make build`.
 "$SWIFT" build -c "$CONFIGURATION" --product martlet || exit 1
+"$SWIFT" build -c "$CONFIGURATION" --product martlet-kvm || exit 1
 "$SWIFT" build -c "$CONFIGURATION" --build-tests || exit 1
 for flavour in cloud standard; do
     "$PRODUCT" guest build --flavour "$flavour" ||

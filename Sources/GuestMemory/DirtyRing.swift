@@ -46,7 +46,7 @@ public final class DirtyRing: @unchecked Sendable {
     public init(byteCount: Int) throws(Errno) {
         let stride = MemoryLayout<Entry>.stride
         precondition(byteCount & (byteCount - 1) == 0 && byteCount > Self.reservedCount * stride)
-        memory = try MemoryMapping.anonymous(byteCount: byteCount)
+        memory = try MemoryMapping.sharedAnonymous(byteCount: byteCount)
         bytes = UnsafeMutableRawBufferPointer(start: memory.baseAddress, count: byteCount)
         entryCount = byteCount / stride
     }

@@ -62,6 +62,43 @@ public struct MemoryMapping: ~Copyable, @unchecked Sendable {
         try anonymous(byteCount: byteCount, protection: .none, alignment: alignment)
     }
 
+    /// Maps fresh zeroed memory that can be mapped once more, by ``duplicate(_:at:)`` or ``alias(of:at:protection:)``.
+    ///
+    /// - Throws: as ``anonymous(byteCount:protection:alignment:)``.
+    public static func sharedAnonymous(byteCount: Int) throws(Errno) -> MemoryMapping {
+        try map(nil, byteCount, .readWrite, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    }
+
+    /// Maps shared memory once more, page by page, so that the pages may belong to several mappings.
+    ///
+    /// - Parameters:
+    ///   - memory: whole pages that `sharedAnonymous` or `share` made.
+    ///   - address: where it is to appear, in place of what is there; nil for any address.
+    ///   - byteCount: of the range; what lies behind `memory` faults.
+    /// - Returns: the address. The caller unmaps it.
+    public static func alias(
+        of memory: UnsafeMutableRawBufferPointer, at address: UnsafeMutableRawPointer?, byteCount: Int,
+        protection: Protection
+    ) throws(Errno) -> UnsafeMutableRawPointer {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (address == nil ? 0 : MAP_FIXED)
+        let size = try roundedToPages(byteCount)
+        guard let target = mmap(address, size, PROT_NONE, flags, -1, 0), target != MAP_FAILED else { throw lastError() }
+        for offset in stride(from: 0, to: min(size, memory.count), by: 4096) {
+            let placed = martlet_duplicate_mapping(memory.baseAddress! + offset, 4096, target + offset)
+            if placed == MAP_FAILED {
+                let error = lastError()
+                munmap(target, size)
+                throw error
+            }
+        }
+        if protection != .readWrite, mprotect(target, min(size, memory.count), protection.rawValue) != 0 {
+            let error = lastError()
+            munmap(target, size)
+            throw error
+        }
+        return target
+    }
+
     /// Maps a part of a file, shared with everything else that maps it.
     ///
     /// - Parameter offset: a multiple of the page size.

@@ -20,6 +20,10 @@ public enum HostFaults {
     /// Installs the handlers, once per process.
     public static func install() { _ = installed }
 
+    /// The signals whose handlers are Martlet's. What the client wants done with them is kept, and done where a fault is not
+    /// Martlet's.
+    public static let signals: [CInt] = [SIGSEGV, SIGBUS, SIGFPE, SIGILL]
+
     /// Installs the handlers and tells `state` where translated code lies.
     static func install(_ state: CPUState, _ cache: TranslationCache) {
         install()
@@ -31,16 +35,42 @@ public enum HostFaults {
     }
 
     private static let installed: Bool = {
-        for signal in [SIGSEGV, SIGBUS, SIGFPE, SIGILL] {
-            var action = sigaction()
-            action.__sigaction_handler.sa_sigaction = { signal, _, context in HostFaults.handle(signal, context) }
-            action.sa_flags = SA_SIGINFO | Int32(bitPattern: UInt32(SA_NODEFER))
-            sigaction(signal, &action, nil)
+        for signal in signals {
+            _ = martlet_exchange_action(signal, nil, clientActions + Int(signal))
+            installHandler(signal)
         }
         return true
     }()
 
-    private static func handle(_ signal: Int32, _ context: UnsafeMutableRawPointer?) {
+    /// The client's actions, indexed by signal. Never freed: handlers run to the end of the process.
+    private nonisolated(unsafe) static let clientActions: UnsafeMutablePointer<sigaction> = {
+        let actions = UnsafeMutablePointer<sigaction>.allocate(capacity: 65)
+        actions.initialize(repeating: sigaction(), count: 65)
+        return actions
+    }()
+
+    /// On the stack that the client's handler asks for.
+    private static func installHandler(_ signal: CInt) {
+        var mask = sigset_t()
+        sigemptyset(&mask)
+        let flags = SA_NODEFER | clientActions[Int(signal)].sa_flags & SA_ONSTACK
+        _ = martlet_sigaction(signal, { HostFaults.handle($0, $1, $2) }, flags, &mask, nil)
+    }
+
+    /// `sigaction` of the client for one of ``signals``, once the handlers are installed.
+    /// > Concurrency: any thread; the C library's function promises no more for concurrent calls.
+    public static func replaceClientAction(
+        _ signal: CInt, _ action: UnsafePointer<sigaction>?, _ old: UnsafeMutablePointer<sigaction>?
+    ) {
+        old?.pointee = clientActions[Int(signal)]
+        guard let action else { return }
+        clientActions[Int(signal)] = action.pointee
+        installHandler(signal)
+    }
+
+    private static func handle(
+        _ signal: CInt, _ information: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
+    ) {
         guard let context else { return }
         let registers = martlet_context_registers(context)
         if let registers, registers[Int(MARTLET_REG_RIP)] == UInt64(martlet_guarded_copy_access_address()) {
@@ -62,8 +92,37 @@ public enum HostFaults {
                 return
             }
         }
-        // Not ours: the default action follows when the instruction faults again.
-        Glibc.signal(signal, SIG_DFL)
+        passOn(signal, information, context)
+    }
+
+    /// Does with a signal that is not Martlet's what the client wants.
+    private static func passOn(
+        _ signal: CInt, _ information: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer
+    ) {
+        let action = clientActions[Int(signal)]
+        let handler = UInt(bitPattern: unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self))
+        // A fault cannot be ignored, a signal that somebody sent can.
+        let isFault = (information?.pointee.si_code ?? 1) > 0
+        if handler == 1, !isFault { return }
+        guard handler > 1 else {
+            // A fault happens again and ends the process.
+            var standard = sigaction()
+            _ = martlet_exchange_action(signal, &standard, nil)
+            if !isFault { _ = martlet_tgkill(martlet_gettid(), signal) }
+            return
+        }
+        if action.sa_flags & Int32(bitPattern: UInt32(SA_RESETHAND)) != 0 {
+            clientActions[Int(signal)] = sigaction()
+        }
+        // The mask is the interrupted code's again when this handler returns.
+        var mask = action.sa_mask
+        if action.sa_flags & SA_NODEFER == 0 { sigaddset(&mask, signal) }
+        pthread_sigmask(SIG_BLOCK, &mask, nil)
+        if action.sa_flags & SA_SIGINFO != 0 {
+            action.__sigaction_handler.sa_sigaction?(signal, information, context)
+        } else {
+            action.__sigaction_handler.sa_handler?(signal)
+        }
     }
 
     /// The record of the fault that ended the last block.

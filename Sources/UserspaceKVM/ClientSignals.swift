@@ -1,58 +1,184 @@
 import CHost
 import Glibc
+import Host
 import Synchronization
+import Translator
 
-/// Makes the client's signal handlers end `KVM_RUN`, as they end the system call.
+/// Makes the client's signals end `KVM_RUN`, as they end the system call.
 ///
-/// A handler that returns lets the interrupted code go on, and leaves no trace that a vCPU could find. So every handler
-/// that is there when a vCPU runs for the first time gets a wrapper: it tells the vCPU that the thread runs, if it runs
-/// one, and calls the handler. Handlers installed after that, and actions that are no handlers, stay as they are.
+/// A handler that returns lets the interrupted code go on, and leaves no trace that a vCPU could find. So every handler gets
+/// a wrapper once a vCPU runs. Outside `KVM_RUN` it does what the client's action says. Inside, the thread stands in guest
+/// code or in the core, where a handler must neither issue requests nor jump away; so there the wrapper makes the call end,
+/// blocks the signal and sends it to the thread once more. It is pending then until the call is over: the handler runs at
+/// the call's end, with the information that came with the signal.
 ///
-/// > Concurrency: ``wrapHandlers()`` from any thread; the wrapper touches plain memory and what is async-signal-safe.
-enum ClientSignals {
-    /// Signals that the processor raises, or that end the process, belong to ``HostFaults`` and the client alone.
-    private static let excluded: Set<CInt> = [
-        SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGKILL, SIGSTOP
-    ]
-    private static let lock = Mutex(())
+/// Signals that `KVM_SET_SIGNAL_MASK` lets through may have no handler at all, because the client blocks them and takes them
+/// with `sigwait`. They get the wrapper too; what it does about them outside `KVM_RUN` is the default action.
+///
+/// Actions that change after that are seen if the client's `sigaction` comes here (``replaceAction(_:_:_:)``).
+///
+/// > Concurrency: every function from any thread; the wrapper touches plain memory and what is async-signal-safe.
+public enum ClientSignals {
+    /// Those of ``HostFaults`` have handlers of their own; the others end the process, or cannot be handled.
+    private static let excluded: Set<CInt> = Set(HostFaults.signals + [SIGTRAP, SIGABRT, SIGSYS, SIGKILL, SIGSTOP])
+    /// Signals whose default action is to do nothing: the system call does not notice them.
+    private static let ignoredByDefault: Set<CInt> = [SIGCHLD, SIGURG, SIGWINCH, SIGCONT]
+    private static let lock = FutexLock()
     /// The client's actions, indexed by signal. Never freed: a handler may run to the end of the process.
     private nonisolated(unsafe) static let actions: UnsafeMutablePointer<sigaction> = {
         let actions = UnsafeMutablePointer<sigaction>.allocate(capacity: 65)
         actions.initialize(repeating: sigaction(), count: 65)
         return actions
     }()
+    /// The signals that have the wrapper, one bit each from signal 1 on. Guarded by `lock`.
+    private nonisolated(unsafe) static var wrapped: UInt64 = 0
+    private static let isActive = Atomic<Bool>(false)
 
-    static func wrapHandlers() {
-        lock.withLock { _ in
-            for signal in 1...CInt(64) where !excluded.contains(signal) { wrap(signal) }
+    /// Gives every handler the wrapper. > Concurrency: any thread.
+    static func activate() {
+        guard !isActive.load(ordering: .acquiring) else { return }
+        withLock {
+            for signal in 1...CInt(64) where !excluded.contains(signal) { wrap(signal, evenWithoutHandler: false) }
+        }
+        isActive.store(true, ordering: .releasing)
+    }
+
+    /// Gives the wrapper also to signals that `mask` lets through and that nobody handles.
+    static func admit(signalsOutside mask: UInt64) {
+        activate()
+        withLock {
+            for signal in 1...CInt(64) where mask & bit(signal) == 0 && !excluded.contains(signal) {
+                wrap(signal, evenWithoutHandler: !ignoredByDefault.contains(signal))
+            }
         }
     }
 
-    private static func wrap(_ signal: CInt) {
+    /// The client's `sigaction`.
+    ///
+    /// - Returns: 0 or the error number.
+    public static func replaceAction(
+        _ signal: CInt, _ action: UnsafePointer<sigaction>?, _ old: UnsafeMutablePointer<sigaction>?
+    ) -> CInt {
+        // Either may be memory of the client's that is not there: copied before the lock is taken.
+        let new = action?.pointee
+        var previous = sigaction()
+        let error = withLock { exchange(signal, new, &previous) }
+        if error == 0 { old?.pointee = previous }
+        return error
+    }
+
+    private static func exchange(_ signal: CInt, _ new: sigaction?, _ previous: inout sigaction) -> CInt {
+        if HostFaults.signals.contains(signal) {
+            guard var new else {
+                HostFaults.replaceClientAction(signal, nil, &previous)
+                return 0
+            }
+            HostFaults.replaceClientAction(signal, &new, &previous)
+            return 0
+        }
+        guard isActive.load(ordering: .relaxed), (1...64).contains(signal), !excluded.contains(signal) else {
+            guard var new else { return martlet_exchange_action(signal, nil, &previous) }
+            return martlet_exchange_action(signal, &new, &previous)
+        }
+        guard wrapped & bit(signal) != 0 else {
+            guard var new else { return martlet_exchange_action(signal, nil, &previous) }
+            let error = martlet_exchange_action(signal, &new, &previous)
+            if error == 0 { wrap(signal, evenWithoutHandler: false) }
+            return error
+        }
+        previous = actions[Int(signal)]
+        guard var new else { return 0 }
+        actions[Int(signal)] = new
+        if handlerAddress(of: new) > 1 {
+            install(signal)
+            return 0
+        }
+        // The kernel discards what is ignored.
+        wrapped &= ~bit(signal)
+        return martlet_exchange_action(signal, &new, nil)
+    }
+
+    /// Signals are kept away meanwhile: a handler may call `sigaction`.
+    private static func withLock<Result>(_ body: () -> Result) -> Result {
+        var (all, old) = (sigset_t(), sigset_t())
+        sigfillset(&all)
+        for signal in HostFaults.signals { sigdelset(&all, signal) }
+        pthread_sigmask(SIG_SETMASK, &all, &old)
+        defer { pthread_sigmask(SIG_SETMASK, &old, nil) }
+        return lock.withLock(body)
+    }
+
+    private static func bit(_ signal: CInt) -> UInt64 { 1 << UInt64(signal - 1) }
+
+    /// 0 is `SIG_DFL`, 1 is `SIG_IGN`.
+    private static func handlerAddress(of action: sigaction) -> UInt {
+        UInt(bitPattern: unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self))
+    }
+
+    private static func wrap(_ signal: CInt, evenWithoutHandler: Bool) {
+        guard wrapped & bit(signal) == 0 else { return }
         var action = sigaction()
         // Fails for signals that the C library keeps for itself.
-        guard sigaction(signal, nil, &action) == 0 else { return }
-        let wrapper: martlet_signal_handler = { ClientSignals.handle($0, $1, $2) }
-        let handler = UInt(bitPattern: unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self))
-        // 0 and 1 are SIG_DFL and SIG_IGN.
-        guard handler > 1, handler != unsafeBitCast(wrapper, to: UInt.self) else { return }
+        guard martlet_exchange_action(signal, nil, &action) == 0 else { return }
+        let handler = handlerAddress(of: action)
+        guard handler > 1 || handler == 0 && evenWithoutHandler else { return }
         // In place before the wrapper looks for it.
         actions[Int(signal)] = action
-        _ = martlet_sigaction(signal, wrapper, action.sa_flags, &action.sa_mask, nil)
+        wrapped |= bit(signal)
+        install(signal)
+    }
+
+    private static func install(_ signal: CInt) {
+        let action = actions[Int(signal)]
+        let flags = action.sa_flags & ~Int32(bitPattern: UInt32(SA_RESETHAND))
+        var mask = action.sa_mask
+        _ = martlet_sigaction(signal, { ClientSignals.handle($0, $1, $2) }, flags, &mask, nil)
     }
 
     private static func handle(
         _ signal: CInt, _ information: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
     ) {
-        if let vcpu = martlet_thread_context() {
+        if let vcpu = martlet_thread_context(), let information, let context {
             // SAFETY: the vCPU is alive while a thread runs it, and the place is emptied before that ends.
             Unmanaged<UserspaceVCPU>.fromOpaque(vcpu).takeUnretainedValue().didTakeHostSignal(signal)
+            sigaddset(martlet_context_signal_mask(context), signal)
+            // A full queue loses the signal, as it would have lost one more of the sender's.
+            _ = martlet_requeue_signal(signal, information)
+            return
         }
         let action = actions[Int(signal)]
-        if action.sa_flags & SA_SIGINFO != 0 {
-            action.__sigaction_handler.sa_sigaction?(signal, information, context)
-        } else {
-            action.__sigaction_handler.sa_handler?(signal)
+        switch handlerAddress(of: action) {
+        case 0:
+            var standard = sigaction()
+            _ = martlet_exchange_action(signal, &standard, nil)
+            // Blocked until this handler returns; the default action follows then.
+            _ = martlet_tgkill(martlet_gettid(), signal)
+        case 1: break
+        default:
+            if action.sa_flags & Int32(bitPattern: UInt32(SA_RESETHAND)) != 0 { actions[Int(signal)] = sigaction() }
+            if action.sa_flags & SA_SIGINFO != 0 {
+                action.__sigaction_handler.sa_sigaction?(signal, information, context)
+            } else {
+                action.__sigaction_handler.sa_handler?(signal)
+            }
         }
+    }
+}
+
+/// The thread's signal mask as one word: bit *n* − 1 is signal *n*.
+enum SignalMask {
+    /// Blocks exactly `mask`.
+    /// - Returns: what was blocked before.
+    static func replace(_ mask: UInt64) -> UInt64 {
+        var (new, old) = (sigset_t(), sigset_t())
+        withUnsafeMutableBytes(of: &new) { $0.storeBytes(of: mask, as: UInt64.self) }
+        pthread_sigmask(SIG_SETMASK, &new, &old)
+        return withUnsafeBytes(of: old) { $0.load(as: UInt64.self) }
+    }
+
+    static func unblock(_ signals: UInt64) {
+        var set = sigset_t()
+        withUnsafeMutableBytes(of: &set) { $0.storeBytes(of: signals, as: UInt64.self) }
+        pthread_sigmask(SIG_UNBLOCK, &set, nil)
     }
 }

@@ -65,9 +65,19 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     public func mapDirtyRing(
         _ vcpu: KVMDescriptor, byteCount: Int
     ) throws(Errno) -> UnsafeMutableRawBufferPointer {
+        let ring = try mapDirtyRing(vcpu)
+        guard ring.count == byteCount else {
+            unmapRunArea(ring)
+            throw .invalidArgument
+        }
+        return ring
+    }
+
+    /// The vCPU's whole ring, as ``mapDirtyRing(_:byteCount:)``.
+    /// - Throws: `EINVAL` if the vCPU has no ring, `ENODEV` if it is no vCPU.
+    public func mapDirtyRing(_ vcpu: KVMDescriptor) throws(Errno) -> UnsafeMutableRawBufferPointer {
         guard case .vcpu(let reference) = try descriptors.object(vcpu) else { throw .operationNotSupportedByDevice }
-        guard let ring = reference.vcpu.processor.dirtyRing, ring.bytes.count == byteCount
-        else { throw .invalidArgument }
+        guard let ring = reference.vcpu.processor.dirtyRing else { throw .invalidArgument }
         return keep(reference, for: ring.bytes)
     }
 

@@ -15,11 +15,8 @@ extension UserspaceVCPU {
     /// > Concurrency: the owner.
     func run() throws(Errno) -> Int32 {
         guard !isParked else { throw .noSuchAddressOrDevice }
-        if !hasRun { ClientSignals.wrapHandlers() }
+        if !hasRun { ClientSignals.activate() }
         hasRun = true
-        tookHostSignal.store(false, ordering: .relaxed)
-        martlet_set_thread_context(Unmanaged.passUnretained(self).toOpaque())
-        defer { martlet_set_thread_context(nil) }
         if apic == nil { clientTaskPriority = UInt8(truncatingIfNeeded: runArea.run.pointee.cr8) & 0xF }
         defer { publishRunState() }
         // A client access is completed even if the client wants out: its answer must not be lost.
@@ -36,13 +33,10 @@ extension UserspaceVCPU {
             if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             // With attention raised, the processor completes the access that was answered and no more.
             if completes, mustReturn || hasPendingNMI { processor.raiseAttention() } else { processor.clearAttention() }
-            if signalMask != nil {
-                vm.timers.arm(signalCheckSlot, deadlineNanoseconds: nextSignalCheck)
-            }
             requests.enter()
             // Who asks for something from here on finds the vCPU inside and raises attention. What came before that, and
             // after the looks above, is found now.
-            if isAskedToReturn || apic?.hasPendingInitialize == true { processor.raiseAttention() }
+            if mustReturn || apic?.hasPendingInitialize == true { processor.raiseAttention() }
             // The clock is slow to read: between the timer thread's signals, now and then is enough.
             counters.entries.increment()
             if takeSignal(.timer) || counters.entries.value & 15 == 0 { serviceTimer() }
@@ -92,16 +86,27 @@ extension UserspaceVCPU {
 
     // MARK: Interruption
 
+    /// Runs `body` with the signals that `KVM_SET_SIGNAL_MASK` asks for, as the thread that its signals are to end.
+    ///
+    /// - Returns: what the body returned, and what to do about signals when the vCPU's lock is free again: a handler that
+    ///   waited may issue requests.
+    func withHostSignals<Result>(_ body: () throws(Errno) -> Result) -> (Swift.Result<Result, Errno>, SignalRestoration) {
+        tookHostSignal.store(false, ordering: .relaxed)
+        deferredHostSignals = 0
+        martlet_set_thread_context(Unmanaged.passUnretained(self).toOpaque())
+        let oldMask = signalMask.map { SignalMask.replace($0) }
+        let result = Swift.Result(catching: body)
+        martlet_set_thread_context(nil)
+        return (result, SignalRestoration(oldMask: oldMask, deferred: deferredHostSignals))
+    }
+
     /// The client wants its thread back.
-    private var mustReturn: Bool { isAskedToReturn || hasPendingHostSignal }
+    private var mustReturn: Bool { runArea.immediateExit || tookHostSignal.load(ordering: .relaxed) }
 
-    private var isAskedToReturn: Bool { runArea.immediateExit || tookHostSignal.load(ordering: .relaxed) }
-
-    /// A handler of the client is about to run on the owner's thread.
+    /// A signal of the client reached the owner's thread.
     /// > Concurrency: the owner's thread, in a signal handler.
     func didTakeHostSignal(_ signal: CInt) {
-        // `KVM_SET_SIGNAL_MASK` would have kept it away until the call's end.
-        if let mask = signalMask, mask >> UInt64(signal - 1) & 1 != 0 { return }
+        deferredHostSignals |= 1 << UInt64(signal - 1)
         // ORDERING: the full fence that `VCPURequests.kick` asks of its callers.
         tookHostSignal.store(true, ordering: .sequentiallyConsistent)
         requests.kick()
@@ -109,33 +114,20 @@ extension UserspaceVCPU {
 
     private func interrupted() -> Errno {
         counters.exits.increment()
-        counters.signalExits.increment()
-        runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
+        // `immediate_exit` alone leaves the reason of the last exit in its place.
+        if tookHostSignal.load(ordering: .relaxed) {
+            counters.signalExits.increment()
+            runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
+        }
         return .interrupted
-    }
-
-    /// A signal is pending that the thread blocks and `KVM_SET_SIGNAL_MASK` lets through.
-    private var hasPendingHostSignal: Bool {
-        guard let mask = signalMask else { return false }
-        var pending = sigset_t()
-        guard sigpending(&pending) == 0 else { return false }
-        return withUnsafeBytes(of: &pending) { $0.load(as: UInt64.self) } & ~mask != 0
     }
 
     // MARK: Not running
 
-    /// How often a vCPU looks for signals that its thread blocks: they end neither guest code nor a sleep by themselves.
-    private static let signalCheckNanoseconds: UInt64 = 10_000_000
-
-    private var nextSignalCheck: UInt64 { MonotonicClock.nanoseconds() &+ Self.signalCheckNanoseconds }
-
     /// Sleeps until an event ends HLT or the wait for INIT or SIPI, or the client wants its thread back.
     private func waitForActivity() throws(Errno) {
         counters.halts.increment()
-        var deadline = apic?.timerDeadlineNanoseconds
-        if signalMask != nil {
-            deadline = min(deadline ?? .max, nextSignalCheck)
-        }
+        let deadline = apic?.timerDeadlineNanoseconds
         let wasSignalled = requests.sleep(deadlineNanoseconds: deadline) { mustReturn || hasWakeEvent }
         if wasSignalled { throw interrupted() }
         serviceTimer()
@@ -211,5 +203,23 @@ extension UserspaceVCPU {
     private func takeNMI() -> Bool {
         if let apic, apic.hasPendingNMI { return apic.takeNMI() }
         return takeSignal(.nmi)
+    }
+}
+
+/// What is left to be done about the thread's signals when a `KVM_RUN` is over.
+struct SignalRestoration {
+    /// The thread's mask before the run, if `KVM_SET_SIGNAL_MASK` replaced it.
+    var oldMask: UInt64?
+    /// Signals that arrived during the run, and are blocked and pending.
+    var deferred: UInt64
+
+    /// Lets the client's handlers run.
+    /// > Concurrency: the thread that ran the vCPU, without locks.
+    func perform() {
+        if let oldMask {
+            _ = SignalMask.replace(oldMask)
+        } else if deferred != 0 {
+            SignalMask.unblock(deferred)
+        }
     }
 }

@@ -32,8 +32,6 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     /// nil if the client has the interrupt controllers.
     private(set) var apic: LocalAPIC?
     private(set) var timerSlot: TimerSlot!
-    /// Lets the owner look for signals that its thread blocks.
-    private(set) var signalCheckSlot: TimerSlot!
     /// Takes part in grace periods of shadow pages while inside guest code.
     private var shadowReader: ShadowReader!
 
@@ -53,8 +51,10 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var pendingAccess: ClientRequest?
     /// `KVM_SET_SIGNAL_MASK`: the signals blocked during `KVM_RUN`.
     var signalMask: UInt64?
-    /// A handler of the client has run during this `KVM_RUN`. Written by the owner's thread, also in a signal handler.
+    /// A signal of the client has come during this `KVM_RUN`. Written by the owner's thread, also in a signal handler.
     let tookHostSignal = Atomic<Bool>(false)
+    /// Those that came, one bit each. As `tookHostSignal`.
+    var deferredHostSignals: UInt64 = 0
     /// It was unplugged: no request reaches it, so it must not run.
     var isParked = false
     /// `KVM_RUN` got past its first checks once; CPUID is fixed from then on.
@@ -70,7 +70,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         self.id = id
         self.index = index
         self.vm = vm
-        runMemory = try MemoryMapping.anonymous(byteCount: Limits.runAreaByteCount)
+        runMemory = try MemoryMapping.sharedAnonymous(byteCount: Limits.runAreaByteCount)
         runArea = RunArea(
             UnsafeMutableRawBufferPointer(start: runMemory.baseAddress, count: Limits.runAreaByteCount))
         clientAPICBase =
@@ -89,8 +89,6 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)
         vm.timers.add(timerSlot)
-        signalCheckSlot = TimerSlot { [unowned(unsafe) self] _ in requests.kick() }
-        vm.timers.add(signalCheckSlot)
     }
 
     /// Runs `body` as the owner.

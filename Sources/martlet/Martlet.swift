@@ -15,7 +15,7 @@ struct Martlet: ParsableCommand {
             shut down (triple fault); 4 internal error; 128 + n ended by signal n.
             """,
         version: "martlet \(version)",
-        subcommands: [RunCommand.self, InspectCommand.self, GuestCommand.self, DoctorCommand.self])
+        subcommands: [RunCommand.self, KVMCommand.self, InspectCommand.self, GuestCommand.self, DoctorCommand.self])
 
     static let version = "0.1.0"
 

@@ -2,9 +2,12 @@
 
 // What a signal handler reads and writes in the interrupted context.
 
+#include <errno.h>
 #include <signal.h>
 #include <stdint.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 // Indices into the general registers of a context; equal to the C library's REG_… names, which exist under
 // _GNU_SOURCE only.
@@ -60,13 +63,28 @@ static inline uint64_t martlet_siginfo_address(const siginfo_t *info)
 
 typedef void (*martlet_signal_handler)(int signal, siginfo_t *info, void *context);
 
+// The C library's sigaction() under the name that no preloaded library takes over, as Martlet's own does for clients.
+int __sigaction(int signal, const struct sigaction *action, struct sigaction *old);
+
+// Reads or replaces an action; either pointer may be NULL. 0 or the error number.
+static inline int martlet_exchange_action(int signal, const struct sigaction *action, struct sigaction *old)
+{
+	return __sigaction(signal, action, old) == 0 ? 0 : errno;
+}
+
 // sigaction() with the three-argument handler; SA_SIGINFO is added to `flags`. `old` may be NULL.
 static inline int martlet_sigaction(int signal, martlet_signal_handler handler, int flags, const sigset_t *mask,
 				    struct sigaction *old)
 {
 	struct sigaction action = {.sa_flags = flags | SA_SIGINFO, .sa_mask = *mask};
 	action.sa_sigaction = handler;
-	return sigaction(signal, &action, old);
+	return __sigaction(signal, &action, old);
+}
+
+// Sends the calling thread a signal with what came with it before. Async-signal-safe. 0 or the error number.
+static inline int martlet_requeue_signal(int signal, siginfo_t *info)
+{
+	return syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signal, info) < 0 ? errno : 0;
 }
 
 // The calling thread's place for whatever a signal handler has to find; NULL in a new thread. Async-signal-safe.

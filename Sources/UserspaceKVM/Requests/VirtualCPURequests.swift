@@ -14,12 +14,16 @@ extension UserspaceVCPU {
             postNMI()
             return 0
         }
-        lock.lock()
-        defer { lock.unlock() }
         if request == .run {
             guard argument == 0 else { throw .invalidArgument }
-            return try run()
+            lock.lock()
+            let (result, restoration) = withHostSignals { () throws(Errno) in try run() }
+            lock.unlock()
+            restoration.perform()
+            return try result.get()
         }
+        lock.lock()
+        defer { lock.unlock() }
         return try handleState(request, argument)
     }
 
@@ -160,8 +164,10 @@ extension UserspaceVCPU {
         try ClientMemory.copyIn(&byteCount, from: argument)
         guard byteCount == 8 else { throw .invalidArgument }
         try ClientMemory.copyIn(&mask, from: argument &+ 4)
-        // SIGKILL and SIGSTOP cannot be blocked.
-        signalMask = mask & ~(1 << 8 | 1 << 18)
+        // Faults of guest code are signals, too.
+        for signal in HostFaults.signals { mask &= ~(1 << UInt64(signal - 1)) }
+        ClientSignals.admit(signalsOutside: mask)
+        signalMask = mask
     }
 
     /// The guest's counter runs at the host's rate: other frequencies are refused.

@@ -1,0 +1,456 @@
+#include "CPreload.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+// MARK: The table
+
+static _Atomic uint32_t entries[MARTLET_PRELOAD_DESCRIPTORS];
+static _Atomic int entries_end;
+// The process that the table belongs to: a child of vfork() shares the memory, but has descriptors of its own.
+static _Atomic pid_t owner;
+
+uint32_t martlet_preload_entry(int fd)
+{
+	if ((unsigned)fd >= MARTLET_PRELOAD_DESCRIPTORS) return 0;
+	// ORDERING: acquire pairs with the release of martlet_preload_exchange().
+	return atomic_load_explicit(&entries[fd], memory_order_acquire);
+}
+
+uint32_t martlet_preload_exchange(int fd, uint32_t entry)
+{
+	if ((unsigned)fd >= MARTLET_PRELOAD_DESCRIPTORS) return 0;
+	int end = atomic_load(&entries_end);
+	while (entry && end <= fd && !atomic_compare_exchange_weak(&entries_end, &end, fd + 1)) {
+	}
+	// ORDERING: release, so that who finds the entry finds its object.
+	return atomic_exchange_explicit(&entries[fd], entry, memory_order_acq_rel);
+}
+
+int martlet_preload_end(void)
+{
+	return atomic_load(&entries_end);
+}
+
+static bool owns_table(void)
+{
+	return atomic_load(&owner) == (pid_t)syscall(SYS_getpid);
+}
+
+// `fd` stands for nothing of Martlet's any more.
+static void drop(int fd)
+{
+	if (!martlet_preload_entry(fd) || !owns_table()) return;
+	uint32_t old = martlet_preload_exchange(fd, 0);
+	if (old) martlet_preload_release(old);
+}
+
+static int duplicated(int from, int to)
+{
+	uint32_t entry = martlet_preload_entry(from);
+	if (to < 0 || to == from || !owns_table()) return to;
+	if (entry) martlet_preload_retain(entry);
+	uint32_t old = martlet_preload_exchange(to, entry);
+	if (old) martlet_preload_release(old);
+	return to;
+}
+
+// MARK: The C library's own functions
+
+// Looked up at first use: constructors of other libraries may call before those of this one.
+#define REAL(result, name, parameters)                                                                                 \
+	static result(*real_##name) parameters;                                                                        \
+	static result(*get_##name(void)) parameters                                                                    \
+	{                                                                                                              \
+		if (!real_##name) real_##name = (result(*) parameters)dlsym(RTLD_NEXT, #name);                         \
+		return real_##name;                                                                                    \
+	}
+
+REAL(int, open64, (const char *, int, mode_t))
+REAL(int, openat64, (int, const char *, int, mode_t))
+REAL(int, close, (int))
+REAL(int, ioctl, (int, unsigned long, uintptr_t))
+REAL(void *, mmap64, (void *, size_t, int, int, int, off_t))
+REAL(ssize_t, read, (int, void *, size_t))
+REAL(ssize_t, pread64, (int, void *, size_t, off_t))
+REAL(int, dup, (int))
+REAL(int, dup2, (int, int))
+REAL(int, dup3, (int, int, int))
+REAL(int, fcntl64, (int, int, uintptr_t))
+REAL(int, close_range, (unsigned, unsigned, int))
+REAL(int, access, (const char *, int))
+REAL(int, faccessat, (int, const char *, int, int))
+REAL(int, stat64, (const char *, struct stat64 *))
+REAL(int, lstat64, (const char *, struct stat64 *))
+REAL(int, fstatat64, (int, const char *, struct stat64 *, int))
+REAL(int, statx, (int, const char *, int, unsigned, struct statx *))
+REAL(int, sigaction, (int, const struct sigaction *, struct sigaction *))
+
+static int answer(int result)
+{
+	if (result >= 0) return result;
+	errno = -result;
+	return -1;
+}
+
+// MARK: The device
+
+static const char device[] = "/dev/kvm";
+
+static bool is_device(const char *path)
+{
+	return path && !strcmp(path, device);
+}
+
+static bool takes_mode(int flags)
+{
+	return flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE;
+}
+
+static int open_path(const char *path, int flags, mode_t mode)
+{
+	return is_device(path) ? answer(martlet_preload_open(flags)) : get_open64()(path, flags, mode);
+}
+
+static int open_path_at(int directory, const char *path, int flags, mode_t mode)
+{
+	return is_device(path) ? answer(martlet_preload_open(flags)) : get_openat64()(directory, path, flags, mode);
+}
+
+#define MODE_OF(flags)                                                                                                 \
+	mode_t mode = 0;                                                                                               \
+	if (takes_mode(flags)) {                                                                                       \
+		va_list arguments;                                                                                     \
+		va_start(arguments, flags);                                                                            \
+		mode = va_arg(arguments, mode_t);                                                                      \
+		va_end(arguments);                                                                                     \
+	}
+
+EXPORT int open(const char *path, int flags, ...)
+{
+	MODE_OF(flags)
+	return open_path(path, flags, mode);
+}
+
+EXPORT int open64(const char *path, int flags, ...)
+{
+	MODE_OF(flags)
+	return open_path(path, flags, mode);
+}
+
+EXPORT int openat(int directory, const char *path, int flags, ...)
+{
+	MODE_OF(flags)
+	return open_path_at(directory, path, flags, mode);
+}
+
+EXPORT int openat64(int directory, const char *path, int flags, ...)
+{
+	MODE_OF(flags)
+	return open_path_at(directory, path, flags, mode);
+}
+
+// What _FORTIFY_SOURCE makes of calls without a mode.
+EXPORT int __open_2(const char *path, int flags)
+{
+	return open_path(path, flags, 0);
+}
+
+EXPORT int __open64_2(const char *path, int flags)
+{
+	return open_path(path, flags, 0);
+}
+
+EXPORT int __openat_2(int directory, const char *path, int flags)
+{
+	return open_path_at(directory, path, flags, 0);
+}
+
+EXPORT int __openat64_2(int directory, const char *path, int flags)
+{
+	return open_path_at(directory, path, flags, 0);
+}
+
+// Everybody may read and write it; nobody may execute it.
+static int check_access(int mode)
+{
+	return mode & X_OK ? answer(-EACCES) : 0;
+}
+
+EXPORT int access(const char *path, int mode)
+{
+	return is_device(path) ? check_access(mode) : get_access()(path, mode);
+}
+
+EXPORT int faccessat(int directory, const char *path, int mode, int flags)
+{
+	return is_device(path) ? check_access(mode) : get_faccessat()(directory, path, mode, flags);
+}
+
+EXPORT int euidaccess(const char *path, int mode)
+{
+	return faccessat(AT_FDCWD, path, mode, AT_EACCESS);
+}
+
+EXPORT int eaccess(const char *path, int mode)
+{
+	return faccessat(AT_FDCWD, path, mode, AT_EACCESS);
+}
+
+// A misc device, as Documentation/admin-guide/devices.txt numbers it.
+enum { DEVICE_MAJOR = 10, DEVICE_MINOR = 232, DEVICE_MODE = S_IFCHR | 0666 };
+
+static int describe_device(struct stat64 *status)
+{
+	*status = (struct stat64){
+		.st_mode = DEVICE_MODE,
+		.st_nlink = 1,
+		.st_rdev = makedev(DEVICE_MAJOR, DEVICE_MINOR),
+		.st_blksize = 4096,
+	};
+	return 0;
+}
+
+_Static_assert(sizeof(struct stat) == sizeof(struct stat64), "one structure for both");
+
+#define STAT(name, structure, next)                                                                                    \
+	EXPORT int name(const char *path, struct structure *status)                                                    \
+	{                                                                                                              \
+		struct stat64 *large = (struct stat64 *)status;                                                        \
+		return is_device(path) ? describe_device(large) : get_##next()(path, large);                           \
+	}
+STAT(stat, stat, stat64)
+STAT(stat64, stat64, stat64)
+STAT(lstat, stat, lstat64)
+STAT(lstat64, stat64, lstat64)
+
+// What programs of older C libraries call.
+#define OLD_STAT(name, structure, next)                                                                                \
+	EXPORT int name(int version, const char *path, struct structure *status)                                       \
+	{                                                                                                              \
+		(void)version;                                                                                         \
+		return next(path, status);                                                                             \
+	}
+OLD_STAT(__xstat, stat, stat)
+OLD_STAT(__xstat64, stat64, stat64)
+OLD_STAT(__lxstat, stat, lstat)
+OLD_STAT(__lxstat64, stat64, lstat64)
+
+EXPORT int fstatat64(int directory, const char *path, struct stat64 *status, int flags)
+{
+	return is_device(path) ? describe_device(status) : get_fstatat64()(directory, path, status, flags);
+}
+
+EXPORT int fstatat(int directory, const char *path, struct stat *status, int flags)
+{
+	return fstatat64(directory, path, (struct stat64 *)status, flags);
+}
+
+EXPORT int statx(int directory, const char *path, int flags, unsigned mask, struct statx *status)
+{
+	if (!is_device(path)) return get_statx()(directory, path, flags, mask, status);
+	*status = (struct statx){
+		.stx_mask = STATX_TYPE | STATX_MODE | STATX_NLINK,
+		.stx_blksize = 4096,
+		.stx_nlink = 1,
+		.stx_mode = DEVICE_MODE,
+		.stx_rdev_major = DEVICE_MAJOR,
+		.stx_rdev_minor = DEVICE_MINOR,
+	};
+	return 0;
+}
+
+// MARK: Descriptors
+
+int martlet_preload_make_file(const char *name)
+{
+	int fd = (int)syscall(SYS_memfd_create, name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0) return -errno;
+	get_fcntl64()(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+	return fd;
+}
+
+EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+	va_list arguments;
+	va_start(arguments, request);
+	uintptr_t argument = va_arg(arguments, uintptr_t);
+	va_end(arguments);
+	uint32_t entry = martlet_preload_entry(fd);
+	if (__builtin_expect(!entry, 0)) return get_ioctl()(fd, request, argument);
+	return answer(martlet_preload_ioctl(entry, fd, (uint32_t)request, argument));
+}
+
+static void *map(void *address, size_t count, int protection, int flags, int fd, off_t offset)
+{
+	uint32_t entry = flags & MAP_ANONYMOUS ? 0 : martlet_preload_entry(fd);
+	if (!entry) return get_mmap64()(address, count, protection, flags, fd, offset);
+	intptr_t result = martlet_preload_map(entry, address, count, protection, flags, offset);
+	if (result > -4096 && result < 0) {
+		errno = (int)-result;
+		return MAP_FAILED;
+	}
+	return (void *)result;
+}
+
+EXPORT void *mmap(void *address, size_t count, int protection, int flags, int fd, off_t offset)
+{
+	return map(address, count, protection, flags, fd, offset);
+}
+
+EXPORT void *mmap64(void *address, size_t count, int protection, int flags, int fd, off64_t offset)
+{
+	return map(address, count, protection, flags, fd, offset);
+}
+
+static ssize_t answer_count(ssize_t result)
+{
+	if (result >= 0) return result;
+	errno = (int)-result;
+	return -1;
+}
+
+EXPORT ssize_t read(int fd, void *buffer, size_t count)
+{
+	uint32_t entry = martlet_preload_entry(fd);
+	if (!entry) return get_read()(fd, buffer, count);
+	return answer_count(martlet_preload_read(entry, fd, buffer, count, -1));
+}
+
+EXPORT ssize_t pread64(int fd, void *buffer, size_t count, off64_t offset)
+{
+	uint32_t entry = martlet_preload_entry(fd);
+	if (!entry) return get_pread64()(fd, buffer, count, offset);
+	return answer_count(offset < 0 ? -EINVAL : martlet_preload_read(entry, fd, buffer, count, offset));
+}
+
+EXPORT ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
+{
+	return pread64(fd, buffer, count, offset);
+}
+
+EXPORT int close(int fd)
+{
+	// Before the number is free for others.
+	drop(fd);
+	return get_close()(fd);
+}
+
+static void drop_range(unsigned first, unsigned last)
+{
+	int end = martlet_preload_end();
+	for (unsigned fd = first; fd <= last && fd < (unsigned)end; fd++) drop((int)fd);
+}
+
+enum { LEAVE_OPEN = 4 /* CLOSE_RANGE_CLOEXEC */ };
+
+EXPORT int close_range(unsigned first, unsigned last, int flags)
+{
+	if (!(flags & LEAVE_OPEN) && first <= last) drop_range(first, last);
+	return get_close_range()(first, last, flags);
+}
+
+EXPORT void closefrom(int first)
+{
+	close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0);
+}
+
+EXPORT int dup(int fd)
+{
+	return duplicated(fd, get_dup()(fd));
+}
+
+EXPORT int dup2(int fd, int target)
+{
+	return duplicated(fd, get_dup2()(fd, target));
+}
+
+EXPORT int dup3(int fd, int target, int flags)
+{
+	return duplicated(fd, get_dup3()(fd, target, flags));
+}
+
+static int control(int fd, int command, uintptr_t argument)
+{
+	int result = get_fcntl64()(fd, command, argument);
+	return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result;
+}
+
+#define FCNTL(name)                                                                                                    \
+	EXPORT int name(int fd, int command, ...)                                                                      \
+	{                                                                                                              \
+		va_list arguments;                                                                                     \
+		va_start(arguments, command);                                                                          \
+		uintptr_t argument = va_arg(arguments, uintptr_t);                                                     \
+		va_end(arguments);                                                                                     \
+		return control(fd, command, argument);                                                                 \
+	}
+FCNTL(fcntl)
+FCNTL(fcntl64)
+
+// MARK: Signals
+
+static _Atomic bool watches_signals;
+
+void martlet_preload_watch_signals(void)
+{
+	atomic_store(&watches_signals, true);
+}
+
+EXPORT int sigaction(int signal, const struct sigaction *action, struct sigaction *old)
+{
+	if (!atomic_load_explicit(&watches_signals, memory_order_relaxed)) return get_sigaction()(signal, action, old);
+	return answer(martlet_preload_replace_action(signal, action, old));
+}
+
+static sighandler_t set_handler(int signal, sighandler_t handler, int flags)
+{
+	struct sigaction action = {.sa_handler = handler, .sa_flags = flags}, old;
+	sigemptyset(&action.sa_mask);
+	if (!(flags & SA_NODEFER)) sigaddset(&action.sa_mask, signal);
+	return sigaction(signal, &action, &old) == 0 ? old.sa_handler : SIG_ERR;
+}
+
+#define BSD_SIGNAL(name)                                                                                               \
+	EXPORT sighandler_t name(int signal, sighandler_t handler)                                                     \
+	{                                                                                                              \
+		return set_handler(signal, handler, SA_RESTART);                                                       \
+	}
+BSD_SIGNAL(signal)
+BSD_SIGNAL(bsd_signal)
+BSD_SIGNAL(ssignal)
+
+#define SYSV_SIGNAL(name)                                                                                              \
+	EXPORT sighandler_t name(int signal, sighandler_t handler)                                                     \
+	{                                                                                                              \
+		return set_handler(signal, handler, SA_RESETHAND | SA_NODEFER);                                        \
+	}
+SYSV_SIGNAL(sysv_signal)
+SYSV_SIGNAL(__sysv_signal)
+
+// MARK: Start
+
+static void in_child(void)
+{
+	atomic_store(&owner, getpid());
+	martlet_preload_forked();
+}
+
+__attribute__((constructor)) static void start(void)
+{
+	atomic_store(&owner, getpid());
+	pthread_atfork(NULL, NULL, in_child);
+}

@@ -1,0 +1,46 @@
+#pragma once
+
+// The functions of the C library that a client's calls reach here first, and the table of descriptors that are Martlet's.
+//
+// They are written in C because some take a variable number of arguments, and because a client may call them in a signal
+// handler, in a child of vfork(), or before the constructors have run: for any descriptor that is not in the table they go
+// on to the C library at once. What is done for those in the table is Swift's (the functions below).
+
+#include <stddef.h>
+#include <stdint.h>
+#include <signal.h>
+#include <sys/types.h>
+
+enum {
+	// Descriptors from this number on are never Martlet's: twice the kernel's default limit of open files.
+	MARTLET_PRELOAD_DESCRIPTORS = 1 << 21,
+};
+
+// What descriptor `fd` is: 0 if it is not Martlet's, otherwise 1 + the number of an object.
+uint32_t martlet_preload_entry(int fd);
+// Makes `fd` stand for what `entry` says; returns what it stood for.
+uint32_t martlet_preload_exchange(int fd, uint32_t entry);
+// No descriptor from this one on has been entered yet.
+int martlet_preload_end(void);
+
+// Creates a file that can do nothing but be duplicated, polled and closed; a descriptor, or the negated error number.
+int martlet_preload_make_file(const char *name);
+
+// From now on handlers of signals are Swift's affair (martlet_preload_replace_action).
+void martlet_preload_watch_signals(void);
+
+// The calls below are Swift's. Those that return int give the C function's result or the negated error number.
+
+// open("/dev/kvm"): a descriptor.
+int martlet_preload_open(int flags);
+int martlet_preload_ioctl(uint32_t entry, int fd, uint32_t request, uintptr_t argument);
+// The address, or the negated error number.
+intptr_t martlet_preload_map(uint32_t entry, void *address, size_t count, int protection, int flags, off_t offset);
+// Reads at `offset`, or at the file's own, which then moves, if it is negative.
+ssize_t martlet_preload_read(uint32_t entry, int fd, void *buffer, size_t count, off_t offset);
+// A descriptor more stands for an object, or one less.
+void martlet_preload_retain(uint32_t entry);
+void martlet_preload_release(uint32_t entry);
+// The process is a child of one that used objects.
+void martlet_preload_forked(void);
+int martlet_preload_replace_action(int signal, const struct sigaction *action, struct sigaction *old);

@@ -269,8 +269,8 @@ final class FuzzMachine: ProcessorPlatform {
         port & 1 == 0 ? UInt32(truncatingIfNeeded: generator.next()) : nil
     }
     func writePort(_ port: UInt16, byteCount: Int, value: UInt32) -> Bool { port & 1 == 0 }
-    func readMSR(_ index: UInt32) -> UInt64? { index & 1 == 0 ? generator.next() : nil }
-    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { index & 1 == 0 }
+    func readMSR(_ index: UInt32, by reader: RegisterUser) -> UInt64? { index & 1 == 0 ? generator.next() : nil }
+    func writeMSR(_ index: UInt32, _ value: UInt64, by writer: RegisterUser) -> Bool { index & 1 == 0 }
     func cpuid(function: UInt32, index: UInt32) -> CPUIDResult {
         CPUIDResult(eax: function, ebx: index, ecx: ~0, edx: ~0)
     }

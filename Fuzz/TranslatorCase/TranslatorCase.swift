@@ -45,7 +45,7 @@ public enum TranslatorCase {
                 machine.processor.clearAttention()
             case .needsClient:
                 machine.processor.answerClientRead(machine.generator.next())
-            case .halted, .shutdown, .emulationFailure, .hostMemory:
+            case .halted, .shutdown, .emulationFailure, .hostMemory, .debug:
                 restarts += 1
                 let skipped = restarts * code.count / restartLimit
                 if restarts == restartLimit || skipped >= code.count { return entry }

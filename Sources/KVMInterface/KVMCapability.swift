@@ -20,6 +20,7 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let syncMMU = Self(rawValue: 16)
     public static let destroyMemoryRegionWorks = Self(rawValue: 21)
     public static let userNMI = Self(rawValue: 22)
+    public static let setGuestDebug = Self(rawValue: 23)
     public static let reinjectControl = Self(rawValue: 24)
     public static let irqRouting = Self(rawValue: 25)
     public static let irqInjectStatus = Self(rawValue: 26)
@@ -31,6 +32,8 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let adjustClock = Self(rawValue: 39)
     public static let internalErrorData = Self(rawValue: 40)
     public static let vcpuEvents = Self(rawValue: 41)
+    /// The answer is the number of machine-check banks.
+    public static let machineCheck = Self(rawValue: 31)
     public static let interruptShadow = Self(rawValue: 49)
     public static let debugRegisters = Self(rawValue: 50)
     public static let x86RobustSingleStep = Self(rawValue: 51)
@@ -42,6 +45,8 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     /// The answer is the largest number of vCPUs.
     public static let maximumVCPUCount = Self(rawValue: 66)
     public static let tscDeadlineTimer = Self(rawValue: 72)
+    /// The answer is which register sets travel in the run area.
+    public static let synchronizedRegisters = Self(rawValue: 74)
     public static let kvmClockControl = Self(rawValue: 76)
     public static let signalMSI = Self(rawValue: 77)
     public static let readOnlyMemory = Self(rawValue: 81)
@@ -49,23 +54,29 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let enableCapabilityVM = Self(rawValue: 98)
     public static let checkExtensionVM = Self(rawValue: 105)
     public static let disableQuirks = Self(rawValue: 116)
+    public static let vcpuAttributes = Self(rawValue: 127)
     public static let multiAddressSpace = Self(rawValue: 118)
     /// The answer is the first vCPU id that is too large.
     public static let maximumVCPUID = Self(rawValue: 128)
     public static let x2APICAPI = Self(rawValue: 129)
     public static let immediateExit = Self(rawValue: 136)
     public static let getMSRFeatures = Self(rawValue: 153)
+    public static let msrPlatformInfo = Self(rawValue: 159)
     public static let exceptionPayload = Self(rawValue: 164)
     /// The answer is which of the flags `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE` and `KVM_DIRTY_LOG_INITIALLY_SET` can be enabled.
     public static let manualDirtyLogProtect = Self(rawValue: 168)
+    public static let x86UserSpaceMSR = Self(rawValue: 188)
+    public static let x86MSRFilter = Self(rawValue: 189)
     /// The answer is the largest size in bytes.
     public static let dirtyLogRing = Self(rawValue: 192)
     public static let dirtyLogRingAcquireRelease = Self(rawValue: 223)
+    /// The answer is which controls `KVM_SET_GUEST_DEBUG` knows.
     public static let setGuestDebug2 = Self(rawValue: 195)
     public static let specialRegisters2 = Self(rawValue: 200)
     public static let binaryStatistics = Self(rawValue: 203)
     /// The answer is the number of guest physical address bits.
     public static let guestPhysicalAddressBits = Self(rawValue: 207)
+    public static let systemAttributes = Self(rawValue: 209)
     /// The answer is the size of the XSAVE image in bytes.
     public static let xsave2 = Self(rawValue: 208)
     public static let disableQuirks2 = Self(rawValue: 213)

@@ -13,6 +13,10 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case getSupportedCPUID = 0xC008_AE05
     case getEmulatedCPUID = 0xC008_AE09
     case getMSRFeatureIndexList = 0xC004_AE0A
+    case getMachineCheckCapabilities = 0x8008_AE9D
+    /// Also to a virtual CPU, as is ``hasDeviceAttribute``.
+    case getDeviceAttribute = 0x4018_AEE2
+    case hasDeviceAttribute = 0x4018_AEE3
 
     // To a virtual machine.
     case createVCPU = 0x0000_AE41
@@ -38,6 +42,7 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setClock = 0x4030_AE7B
     case getClock = 0x8030_AE7C
     case enableCapability = 0x4068_AEA3
+    case setMSRFilter = 0x4188_AEC6
 
     /// Also to a virtual CPU.
     case getStatisticsDescriptor = 0x0000_AECE
@@ -80,6 +85,11 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case getXSave2 = 0x9000_AECF
     case getXCRs = 0x8188_AEA6
     case setXCRs = 0x4188_AEA7
+    case setGuestDebug = 0x4048_AE9B
+    case setDeviceAttribute = 0x4018_AEE1
+    case setUpMachineCheck = 0x4008_AE9C
+    case setMachineCheck = 0x4040_AE9E
+    /// Also to a virtual machine, as is ``getTSCFrequency``.
     case setTSCFrequency = 0x0000_AEA2
     case getTSCFrequency = 0x0000_AEA3
     case kvmClockControl = 0x0000_AEAD

@@ -323,6 +323,18 @@ extension Processor {
         clientAnswers.append(value)
     }
 
+    /// The client's answer to an access to a model-specific register.
+    ///
+    /// - Parameters:
+    ///   - value: what a read gives.
+    ///   - isRefused: the instruction raises #GP(0).
+    public func answerClientMSR(_ value: UInt64, isRefused: Bool) {
+        guard pendingClientRequest != nil else { return }
+        pendingClientRequest = nil
+        clientAnswers.append(isRefused ? 1 : 0)
+        clientAnswers.append(value)
+    }
+
     /// Forgets the client's answers: what they were given for is complete. String instructions call it after each
     /// completed iteration.
     public func commitClientAccesses() { clientAnswers.removeAll() }

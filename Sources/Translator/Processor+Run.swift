@@ -43,11 +43,12 @@ extension Processor {
                 // An instruction in the shadow of STI or MOV SS is executed before anything else happens, and so is one
                 // whose access the client has answered.
                 if !isInShadow && !isCompletingAccess { return .attention }
-                if let result = step() { return result }
+                let result = mode.singleSteps || isTraced ? stepWithTraps({ step($0) }) : step()
+                if let result { return result }
                 commitClientAccesses()
                 continue
             }
-            if mode.singleSteps || watchesMemory {
+            if mode.singleSteps || isTraced {
                 if let result = stepWithTraps({ step($0) }) { return result }
                 continue
             }
@@ -71,11 +72,13 @@ extension Processor {
         switch fault {
         case .exception(let exception):
             clientAnswers.removeAll()
+            if exception.vector == 1 { return raiseDebugException(exception.payload) }
             system.pendingEvent = PendingEvent(exception)
             return nil
         case .needsClient:
             return askClient()
         case .shutdown: return .shutdown
+        case .breakpoint: return .debug(vector: 3, dr6: 0)
         case .notExecutable: return .emulationFailure
         case .hostMemory(let address): return .hostMemory(address)
         }
@@ -373,7 +376,7 @@ extension Processor {
         case ZYDIS_MNEMONIC_WRMSR: mirrorTimeStamp()
         case ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ:
             // RF matters to instruction breakpoints only, and ends with the next instruction.
-            if !watchesMemory { state.systemFlags &= ~RFlags.resume }
+            if !isTraced { state.systemFlags &= ~RFlags.resume }
         default: break
         }
         mirrorSystem()
@@ -436,7 +439,7 @@ extension Processor {
     /// changed since. nil if the client has moved RIP, or traps have to be looked after.
     private var instructionToComplete: UnsafePointer<SwiftInstruction>? {
         let here = InstructionPlace(rip: state.rip, modeNumber: modeNumber, epoch: seenEpoch)
-        guard lastPlace == here, !mode.singleSteps, !watchesMemory else { return nil }
+        guard lastPlace == here, !mode.singleSteps, !isTraced else { return nil }
         return lastInstruction
     }
 

@@ -61,8 +61,12 @@ public final class Processor {
     let looseInstruction = UnsafeMutablePointer<SwiftInstruction>.allocate(capacity: 1)
     /// The code for the instruction at RIP, if the last exit found it; otherwise 0.
     var foundCode: UInt64 = 0
-    /// A breakpoint is enabled in DR7.
-    var watchesMemory = false
+    /// A breakpoint is enabled, or a debugger steps: instructions are executed one at a time.
+    var isTraced = false
+    /// What the client's debugger wants.
+    public var debugger = DebuggerControl() {
+        didSet { modeDidChange() }
+    }
     /// The last instruction executed in Swift was INT n or its like.
     var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.
@@ -276,7 +280,7 @@ public final class Processor {
                 mode.setBase(segment, true)
             }
         }
-        watchesMemory = system.dr7 & DebugRegister.breakpointEnables != 0
+        isTraced = breakpoints.control & DebugRegister.breakpointEnables != 0 || debugger.singleSteps
         let key = is64 && (system.cpl == 0 || system.cpl == 3) ? familyKey(mode) : nil
         guard mode != self.mode || key != selectedFamily || knownModes.isEmpty else { return }
         self.mode = mode

@@ -13,8 +13,15 @@ public protocol ProcessorPlatform: AnyObject {
 
     /// Reads a model-specific register that the processor itself does not hold (APIC, x2APIC, TSC deadline, KVM's own).
     /// nil means general protection.
-    func readMSR(_ index: UInt32) -> UInt64?
-    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool
+    func readMSR(_ index: UInt32, by reader: RegisterUser) -> UInt64?
+    func writeMSR(_ index: UInt32, _ value: UInt64, by writer: RegisterUser) -> Bool
+
+    /// Whether the client's filter lets the guest access model-specific register `index`.
+    func allowsMSR(_ index: UInt32, isWrite: Bool) -> Bool
+    /// Whether the client is asked, instead of a #GP, about an access that is refused for `reason`.
+    func asksClient(about reason: MSRRefusal) -> Bool
+    /// Whether the guest can read MSR_PLATFORM_INFO.
+    var showsPlatformInformation: Bool { get }
 
     /// CR8: bits 7–4 of the local APIC's task priority.
     var taskPriority: UInt8 { get set }
@@ -32,6 +39,13 @@ public protocol ProcessorPlatform: AnyObject {
 
     /// Runs `body` while no other vCPU of the machine executes guest code.
     func withOthersPaused(_ body: () -> Void)
+}
+
+/// A platform without these choices.
+extension ProcessorPlatform {
+    public func allowsMSR(_ index: UInt32, isWrite: Bool) -> Bool { true }
+    public func asksClient(about reason: MSRRefusal) -> Bool { false }
+    public var showsPlatformInformation: Bool { true }
 }
 
 /// What CPUID returns.

@@ -8,16 +8,22 @@ public enum RunResult: Equatable, Sendable {
     case halted
     /// Triple fault.
     case shutdown
+    /// What the client's debugger waits for: vector 3 for an INT3, which is at RIP, or 1 for all that a debug exception
+    /// reports, with its DR6.
+    case debug(vector: UInt8, dr6: UInt64)
     /// Guest memory at this guest physical address could not be accessed on the host (`EFAULT`).
     case hostMemory(UInt64)
     /// The instruction at RIP cannot be executed (`KVM_EXIT_INTERNAL_ERROR`, emulation failure).
     case emulationFailure
 }
 
-/// A device access for the client. Reads are answered through ``Processor/answerClientRead(_:)``.
+/// An access for the client. Reads of devices are answered through ``Processor/answerClientRead(_:)``.
 public enum ClientRequest: Equatable, Sendable {
     case portIn(port: UInt16, byteCount: Int)
     case portOut(port: UInt16, byteCount: Int, value: UInt32)
     case mmioRead(address: UInt64, byteCount: Int)
     case mmioWrite(address: UInt64, byteCount: Int, value: UInt64)
+    /// Answered through ``Processor/answerClientMSR(_:isRefused:)``, as is a write.
+    case msrRead(index: UInt32, MSRRefusal)
+    case msrWrite(index: UInt32, value: UInt64, MSRRefusal)
 }

@@ -24,7 +24,8 @@ enum MSRList {
             MSR.timeStampCounter, MSR.sysenterCS, MSR.sysenterESP, MSR.sysenterEIP, MSR.star, MSR.lstar, MSR.cstar,
             MSR.syscallMask, MSR.kernelGSBase, MSR.tscAux, MSR.pageAttributeTable, MSR.tscAdjust, MSR.tscDeadline,
             MSR.miscEnable, MSR.speculationControl, MSR.architecturalCapabilities, MSR.microcodeRevision,
-            MSR.machineCheckStatus, MSR.amdHardwareConfiguration, MSR.amdDecodeConfiguration,
+            MSR.machineCheckStatus, MSR.machineCheckControl, MSR.platformInformation, MSR.miscFeaturesEnable,
+            MSR.powerControl, MSR.featureControl, MSR.amdHardwareConfiguration, MSR.amdDecodeConfiguration,
             ParavirtualMSR.systemTimeOld, ParavirtualMSR.wallClockOld, ParavirtualMSR.systemTime,
             ParavirtualMSR.wallClock, MSR.memoryTypeDefault, MSR.fixedRange64K, MSR.fixedRange16K0,
             MSR.fixedRange16K1
@@ -54,11 +55,24 @@ enum ArchitecturalCapabilities {
 extension UserspaceVCPU {
     // MARK: Registers outside the processor
 
-    func readMSR(_ index: UInt32) -> UInt64? {
+    func allowsMSR(_ index: UInt32, isWrite: Bool) -> Bool {
+        // The registers of the local APIC belong to the core.
+        if MSR.x2APICFirst...MSR.x2APICLast ~= index { return true }
+        return vm.settings.allowsMSR(index, isWrite: isWrite)
+    }
+
+    func asksClient(about reason: MSRRefusal) -> Bool {
+        vm.settings.askedRefusals.load(ordering: .relaxed) & reason.rawValue != 0
+    }
+
+    var showsPlatformInformation: Bool { vm.settings.showsPlatformInformation.load(ordering: .relaxed) }
+
+    func readMSR(_ index: UInt32, by reader: RegisterUser) -> UInt64? {
         if LocalAPIC.ownsMSR(index) {
             guard let apic else { return index == MSR.apicBase ? clientAPICBase : nil }
             return apic.readMSR(index, now: now)
         }
+        if MachineCheck.ownsMSR(index) { return machineCheck.read(index, by: reader) }
         switch index {
         case ParavirtualMSR.systemTime, ParavirtualMSR.systemTimeOld: return paravirtualClock.systemTime
         case ParavirtualMSR.wallClock, ParavirtualMSR.wallClockOld: return paravirtualClock.wallClock
@@ -66,7 +80,7 @@ extension UserspaceVCPU {
         }
     }
 
-    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool {
+    func writeMSR(_ index: UInt32, _ value: UInt64, by writer: RegisterUser) -> Bool {
         if LocalAPIC.ownsMSR(index) {
             guard let apic else {
                 guard index == MSR.apicBase else { return false }
@@ -75,6 +89,11 @@ extension UserspaceVCPU {
             }
             defer { noticeInterrupts() }
             return apic.writeMSR(index, value, now: now)
+        }
+        if MachineCheck.ownsMSR(index) {
+            return machineCheck.write(
+                index, value, by: writer,
+                hardwareConfiguration: processor.system.modelSpecific.amdHardwareConfiguration)
         }
         switch index {
         case ParavirtualMSR.systemTime, ParavirtualMSR.systemTimeOld:
@@ -95,7 +114,7 @@ extension UserspaceVCPU {
 
     /// `KVM_GET_MSRS`: nil if there is no such register.
     /// > Concurrency: the owner, outside.
-    func readClientMSR(_ index: UInt32) -> UInt64? { try? processor.readMSR(index) }
+    func readClientMSR(_ index: UInt32) -> UInt64? { try? processor.readMSR(index, by: .client) }
 
     /// `KVM_SET_MSRS`: false if there is no such register, or it does not take the value.
     /// > Concurrency: the owner, outside.
@@ -104,7 +123,7 @@ extension UserspaceVCPU {
         case MSR.timeStampCounter:
             setTSC(value)
         case MSR.apicBase:
-            guard let apic else { return writeMSR(index, value) }
+            guard let apic else { return writeMSR(index, value, by: .client) }
             return apic.setBase(value, isFromClient: true)
         default:
             guard (try? processor.writeMSR(index, value, by: .client)) != nil else { return false }
@@ -126,6 +145,17 @@ extension UserspaceVCPU {
         if value != 0, distance > second || distance < -second { vm.tscOffset = value &- host }
         processor.system.tscOffset = vm.tscOffset
         vm.lock.unlock()
+        tscDidChange()
+    }
+
+    /// Sets what the guest's counter is ahead of the host's, also for vCPUs that are created later.
+    func setTSCOffset(_ offset: UInt64) {
+        vm.lock.withLock { vm.tscOffset = offset }
+        processor.system.tscOffset = offset
+        tscDidChange()
+    }
+
+    private func tscDidChange() {
         apic?.rearmTimer(now: now)
         if paravirtualClock.isEnabled { signal(.clockChanged) }
     }

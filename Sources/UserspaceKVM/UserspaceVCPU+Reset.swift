@@ -20,6 +20,10 @@ extension UserspaceVCPU {
         isParked = false
         cpuidTable = CPUIDTable()
         paravirtualClock = ParavirtualClock()
+        machineCheck = MachineCheck()
+        hasPendingTripleFault = false
+        debuggerBlocksInterrupts = false
+        processor.debugger = DebuggerControl()
         clientTaskPriority = 0
         pendingAccess = nil
         signalMask = nil

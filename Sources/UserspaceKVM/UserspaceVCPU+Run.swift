@@ -19,6 +19,7 @@ extension UserspaceVCPU {
         hasRun = true
         if apic == nil { clientTaskPriority = UInt8(truncatingIfNeeded: runArea.run.pointee.cr8) & 0xF }
         defer { publishRunState() }
+        try takeSynchronizedRegisters()
         // A client access is completed even if the client wants out: its answer must not be lost.
         answerPendingAccess()
         while true {
@@ -28,6 +29,10 @@ extension UserspaceVCPU {
             if processor.system.activity != .running {
                 try waitForActivity()
                 continue
+            }
+            if hasPendingTripleFault, !completes {
+                hasPendingTripleFault = false
+                return exit(KVM_EXIT_SHUTDOWN)
             }
             if let ring = processor.dirtyRing, ring.isFull, !completes { return exit(KVM_EXIT_DIRTY_RING_FULL) }
             if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
@@ -65,6 +70,10 @@ extension UserspaceVCPU {
             return apic == nil ? exit(KVM_EXIT_HLT) : nil
         case .shutdown:
             return exit(KVM_EXIT_SHUTDOWN)
+        case .debug(let vector, let dr6):
+            if apic == nil { processor.system.activity = .running }
+            describeDebug(vector: vector, dr6: dr6)
+            return exit(KVM_EXIT_DEBUG)
         case .hostMemory:
             throw .badAddress
         case .emulationFailure:
@@ -181,6 +190,10 @@ extension UserspaceVCPU {
     /// before an access that the client has answered is complete.
     /// > Concurrency: the owner, inside.
     private func injectEvents() {
+        if debuggerBlocksInterrupts {
+            processor.wantsInterruptWindow = false
+            return
+        }
         if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, !processor.isCompletingAccess, takeNMI()
         {
             processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)

@@ -9,7 +9,13 @@ extension UserspaceVCPU {
     func answerPendingAccess() {
         guard let access = pendingAccess else { return }
         pendingAccess = nil
-        processor.answerClientRead(answer(to: access))
+        switch access {
+        case .msrRead, .msrWrite:
+            let answer = runArea.run.pointee.msr
+            processor.answerClientMSR(answer.data, isRefused: answer.error != 0)
+        default:
+            processor.answerClientRead(answer(to: access))
+        }
     }
 
     private func answer(to access: ClientRequest) -> UInt64 {
@@ -18,7 +24,7 @@ extension UserspaceVCPU {
             return littleEndian(at: Limits.portDataOffset, byteCount)
         case .mmioRead(_, let byteCount):
             return littleEndian(at: Self.mmioDataOffset, byteCount)
-        case .portOut, .mmioWrite:
+        case .portOut, .mmioWrite, .msrRead, .msrWrite:
             return 0
         }
     }
@@ -45,7 +51,21 @@ extension UserspaceVCPU {
             run.pointee.mmio.len = UInt32(byteCount)
             run.pointee.mmio.is_write = 1
             store(value, at: Self.mmioDataOffset, byteCount)
+        case .msrRead(let index, let reason):
+            describeMSR(index, 0, reason, KVM_EXIT_X86_RDMSR)
+        case .msrWrite(let index, let value, let reason):
+            describeMSR(index, value, reason, KVM_EXIT_X86_WRMSR)
         }
+    }
+
+    private func describeMSR(_ index: UInt32, _ value: UInt64, _ reason: MSRRefusal, _ exit: Int32) {
+        let run = runArea.run
+        run.pointee.exit_reason = UInt32(exit)
+        run.pointee.msr.error = 0
+        run.pointee.msr.pad = (0, 0, 0, 0, 0, 0, 0)
+        run.pointee.msr.reason = reason.rawValue
+        run.pointee.msr.index = index
+        run.pointee.msr.data = value
     }
 
     private func describePort(_ port: UInt16, _ byteCount: Int, direction: Int32) {
@@ -57,6 +77,15 @@ extension UserspaceVCPU {
         run.pointee.io.port = port
         run.pointee.io.count = 1
         run.pointee.io.data_offset = UInt64(Limits.portDataOffset)
+    }
+
+    /// Fills the fields of a debugger's exit.
+    func describeDebug(vector: UInt8, dr6: UInt64) {
+        let run = runArea.run
+        run.pointee.debug.arch.exception = UInt32(vector)
+        run.pointee.debug.arch.pc = processor.system.cs.base &+ processor.state.rip
+        run.pointee.debug.arch.dr6 = dr6
+        run.pointee.debug.arch.dr7 = processor.breakpoints.control
     }
 
     /// Fills the fields of an emulation failure, with the bytes at RIP where they can be read.
@@ -91,6 +120,7 @@ extension UserspaceVCPU {
         run.pointee.flags = 0
         let isReady = apic != nil || processor.canAcceptInterrupt
         run.pointee.ready_for_interrupt_injection = isReady && pendingAccess == nil ? 1 : 0
+        if run.pointee.kvm_valid_regs != 0 { storeSynchronizedRegisters() }
     }
 
     /// `kvm_run.mmio.data`.

@@ -62,6 +62,11 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     /// A hypercall of another vCPU ended HLT.
     var isUnhalted = false
     let counters = VCPUCounters()
+    var machineCheck = MachineCheck()
+    /// The client's debugger keeps interrupts away.
+    var debuggerBlocksInterrupts = false
+    /// The next run ends as by a triple fault.
+    var hasPendingTripleFault = false
     /// Vector of the last SIPI, for `KVM_GET_VCPU_EVENTS`.
     var startupVector: UInt8 = 0
 

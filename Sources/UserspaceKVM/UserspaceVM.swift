@@ -53,6 +53,7 @@ final class UserspaceVM: @unchecked Sendable {
     let flushRequestCount = Atomic<UInt64>(0)
     /// `KVM_CAP_EXCEPTION_PAYLOAD`.
     let reportsExceptionPayloads = Atomic<Bool>(false)
+    let settings = MachineSettings()
 
     init(host: HostProcessor, mmu: MMUKind) throws(Errno) {
         self.host = host

@@ -10,6 +10,8 @@ public enum GuestFault: Error, Equatable, Sendable {
     case needsClient
     /// A triple fault.
     case shutdown
+    /// INT3, which the client's debugger wants instead of the guest.
+    case breakpoint
     /// There is no memory where the instruction is fetched from.
     case notExecutable
     /// The host could not provide guest memory (client unmapped or truncated it), at the given guest physical address.

@@ -27,6 +27,7 @@ public enum MSR {
     @inlinable public static var sysenterEIP: UInt32 { 0x0000_0176 }
     @inlinable public static var machineCheckCapabilities: UInt32 { 0x0000_0179 }
     @inlinable public static var machineCheckStatus: UInt32 { 0x0000_017A }
+    @inlinable public static var machineCheckControl: UInt32 { 0x0000_017B }
     @inlinable public static var performanceStatus: UInt32 { 0x0000_0198 }
     @inlinable public static var performanceControl: UInt32 { 0x0000_0199 }
     @inlinable public static var miscEnable: UInt32 { 0x0000_01A0 }
@@ -44,8 +45,14 @@ public enum MSR {
     @inlinable public static var fixedRange4K0: UInt32 { 0x0000_0268 }
     @inlinable public static var fixedRange4KLast: UInt32 { 0x0000_026F }
     @inlinable public static var pageAttributeTable: UInt32 { 0x0000_0277 }
+    /// Control of corrected machine checks: one for each of 32 banks.
+    @inlinable public static var machineCheckBankControl0: UInt32 { 0x0000_0280 }
+    @inlinable public static var machineCheckBankControlLast: UInt32 { 0x0000_029F }
     @inlinable public static var memoryTypeDefault: UInt32 { 0x0000_02FF }
     @inlinable public static var performanceCapabilities: UInt32 { 0x0000_0345 }
+    /// The first of 32 banks' four registers: control, status, address, miscellaneous.
+    @inlinable public static var machineCheckBank0: UInt32 { 0x0000_0400 }
+    @inlinable public static var machineCheckBankLast: UInt32 { 0x0000_047F }
     @inlinable public static var powerUnit: UInt32 { 0x0000_0606 }
     @inlinable public static var tscDeadline: UInt32 { 0x0000_06E0 }
     @inlinable public static var x2APICFirst: UInt32 { 0x0000_0800 }

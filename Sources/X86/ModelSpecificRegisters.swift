@@ -3,13 +3,15 @@ public struct ModelSpecificRegisters: Sendable {
     public var memoryTypes = MemoryTypeRanges()
     /// What MSR 8BH reports; the client chooses it.
     public var microcodeRevision: UInt64 = 0x0100_0065
-    public var platformInformation: UInt64 = 0
+    /// Bit 31: CPUID can be made to fault.
+    public var platformInformation: UInt64 = 1 << 31
+    /// Bit 0: CPUID outside privilege level 0 raises #GP(0).
+    public var miscFeaturesEnable: UInt64 = 0
     public var architecturalCapabilities: UInt64 = 0
     public var featureControl: UInt64 = 0
     public var speculationControl: UInt64 = 0
     public var performanceCapabilities: UInt64 = 0
     public var powerControl: UInt64 = 0
-    public var machineCheckStatus: UInt64 = 0
     public var amdHardwareConfiguration: UInt64 = 0
     /// Bit 1: LFENCE waits for all earlier instructions, as the host's does.
     public var amdDecodeConfiguration: UInt64 = 2

@@ -36,6 +36,11 @@ import Testing
         (.setDebugRegisters, MARTLET_KVM_SET_DEBUGREGS), (.getXSave, MARTLET_KVM_GET_XSAVE),
         (.setXSave, MARTLET_KVM_SET_XSAVE), (.getXSave2, MARTLET_KVM_GET_XSAVE2), (.getXCRs, MARTLET_KVM_GET_XCRS),
         (.setXCRs, MARTLET_KVM_SET_XCRS), (.setTSCFrequency, MARTLET_KVM_SET_TSC_KHZ),
+        (.getMachineCheckCapabilities, MARTLET_KVM_X86_GET_MCE_CAP_SUPPORTED),
+        (.setUpMachineCheck, MARTLET_KVM_X86_SETUP_MCE), (.setMachineCheck, MARTLET_KVM_X86_SET_MCE),
+        (.getDeviceAttribute, MARTLET_KVM_GET_DEVICE_ATTR), (.setDeviceAttribute, MARTLET_KVM_SET_DEVICE_ATTR),
+        (.hasDeviceAttribute, MARTLET_KVM_HAS_DEVICE_ATTR), (.setMSRFilter, MARTLET_KVM_X86_SET_MSR_FILTER),
+        (.setGuestDebug, MARTLET_KVM_SET_GUEST_DEBUG),
         (.getTSCFrequency, MARTLET_KVM_GET_TSC_KHZ), (.kvmClockControl, MARTLET_KVM_KVMCLOCK_CTRL)
     ]
 

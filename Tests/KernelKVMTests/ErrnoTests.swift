@@ -92,12 +92,12 @@ private struct RequestKinds {
     init(_ request: KVMRequest) {
         switch request {
         case .checkExtension: (system, machine) = (true, true)
-        case .getMSRs: (system, vcpu) = (true, true)
+        case .getMSRs, .getDeviceAttribute, .hasDeviceAttribute: (system, vcpu) = (true, true)
         // Of a machine since KVM_CAP_VM_TSC_CONTROL, of a vCPU since KVM_CAP_ENABLE_CAP: with an answer of its own.
         case .getTSCFrequency, .setTSCFrequency, .enableCapability, .getStatisticsDescriptor:
             (machine, vcpu) = (true, true)
         case .getAPIVersion, .createVM, .getMSRIndexList, .getVCPUMapSize, .getSupportedCPUID, .getEmulatedCPUID,
-            .getMSRFeatureIndexList:
+            .getMSRFeatureIndexList, .getMachineCheckCapabilities:
             system = true
         case .setIdentityMapAddress, .resetDirtyRings, .parkVCPU, .setUserMemoryRegions: machine = true
         case _ where PointerRequest.all.contains { $0.request == request && $0.descriptor == \.full }: machine = true
@@ -151,6 +151,10 @@ private struct PointerRequest {
         .init(\.fullVCPU, .getDebugRegisters, byteCount: 128), .init(\.fullVCPU, .setDebugRegisters, byteCount: 128),
         .init(\.fullVCPU, .getXSave, byteCount: 4096), .init(\.fullVCPU, .setXSave, byteCount: 4096),
         .init(\.fullVCPU, .getXSave2, byteCount: 4096), .init(\.fullVCPU, .getXCRs, byteCount: 392),
-        .init(\.fullVCPU, .setXCRs, byteCount: 392)
+        .init(\.fullVCPU, .setXCRs, byteCount: 392),
+        .init(\.full, .setMSRFilter, byteCount: 392), .init(\.system, .getMachineCheckCapabilities, byteCount: 8),
+        .init(\.fullVCPU, .setUpMachineCheck, byteCount: 8), .init(\.fullVCPU, .setMachineCheck, byteCount: 64),
+        .init(\.fullVCPU, .getDeviceAttribute, byteCount: 24), .init(\.fullVCPU, .setDeviceAttribute, byteCount: 24),
+        .init(\.fullVCPU, .hasDeviceAttribute, byteCount: 24), .init(\.fullVCPU, .setGuestDebug, byteCount: 72)
     ]
 }

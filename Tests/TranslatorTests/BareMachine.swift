@@ -65,8 +65,8 @@ final class BareMachine: ProcessorPlatform {
     func writeMMIO(_ address: UInt64, byteCount: Int, value: UInt64) -> Bool { false }
     func readPort(_ port: UInt16, byteCount: Int) -> UInt32? { nil }
     func writePort(_ port: UInt16, byteCount: Int, value: UInt32) -> Bool { false }
-    func readMSR(_ index: UInt32) -> UInt64? { nil }
-    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { false }
+    func readMSR(_ index: UInt32, by reader: RegisterUser) -> UInt64? { nil }
+    func writeMSR(_ index: UInt32, _ value: UInt64, by writer: RegisterUser) -> Bool { false }
     func cpuid(function: UInt32, index: UInt32) -> CPUIDResult { CPUIDResult() }
     func hypercall(_ number: UInt64, _ a0: UInt64, _ a1: UInt64, _ a2: UInt64, _ a3: UInt64) -> UInt64 { 0 }
     func requestOthers(_ requests: ProcessorRequests) {}

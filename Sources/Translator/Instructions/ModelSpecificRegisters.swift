@@ -2,19 +2,29 @@ import X86
 
 // RDMSR and WRMSR, and the same for a client's `KVM_GET_MSRS` and `KVM_SET_MSRS`.
 
-/// Who writes a model-specific register.
-public enum RegisterWriter: Sendable {
-    /// The guest's WRMSR.
+/// Who reads or writes a model-specific register.
+public enum RegisterUser: Sendable {
+    /// The guest's RDMSR or WRMSR.
     case guest
-    /// The client (`KVM_SET_MSRS`), who may set what a guest can only read, and restores registers one by one, so that
-    /// none may change another.
+    /// The client (`KVM_GET_MSRS`, `KVM_SET_MSRS`), who may set what a guest can only read, and restores registers one by
+    /// one, so that none may change another.
     case client
+}
+
+/// Why the core refuses a guest's access to a model-specific register. The raw values are those of `KVM_MSR_EXIT_REASON_…`.
+public enum MSRRefusal: UInt32, Sendable {
+    /// The register exists, and does not allow the access or the value.
+    case invalid = 1
+    /// There is no such register.
+    case unknown = 2
+    /// The client's filter denies the access.
+    case filtered = 4
 }
 
 extension Processor {
     func executeReadMSR(_ i: DecodedInstruction) throws(GuestFault) {
         try requirePrivilege()
-        let value = try readMSR(UInt32(truncatingIfNeeded: state[.rcx]))
+        let value = try readGuestMSR(UInt32(truncatingIfNeeded: state[.rcx]))
         state[.rax] = value & 0xFFFF_FFFF
         state[.rdx] = value >> 32
         advance(i)
@@ -23,21 +33,70 @@ extension Processor {
     func executeWriteMSR(_ i: DecodedInstruction) throws(GuestFault) {
         try requirePrivilege()
         let value = state[.rdx] << 32 | state[.rax] & 0xFFFF_FFFF
-        try writeMSR(UInt32(truncatingIfNeeded: state[.rcx]), value)
+        try writeGuestMSR(UInt32(truncatingIfNeeded: state[.rcx]), value)
         advance(i)
+    }
+
+    private func readGuestMSR(_ index: UInt32) throws(GuestFault) -> UInt64 {
+        if let answer = try clientAnswerToMSR() { return answer }
+        guard platform.allowsMSR(index, isWrite: false) else {
+            throw refusal(of: .msrRead(index: index, .filtered), .filtered)
+        }
+        if let value = findMSR(index, for: .guest) { return value }
+        let reason: MSRRefusal = isKnownMSR(index) ? .invalid : .unknown
+        throw refusal(of: .msrRead(index: index, reason), reason)
+    }
+
+    private func writeGuestMSR(_ index: UInt32, _ value: UInt64) throws(GuestFault) {
+        if try clientAnswerToMSR() != nil { return }
+        guard platform.allowsMSR(index, isWrite: true) else {
+            throw refusal(of: .msrWrite(index: index, value: value, .filtered), .filtered)
+        }
+        do throws(GuestFault) {
+            try writeMSR(index, value)
+        } catch {
+            guard error == .generalProtection() else { throw error }
+            let reason: MSRRefusal = isKnownMSR(index) ? .invalid : .unknown
+            throw refusal(of: .msrWrite(index: index, value: value, reason), reason)
+        }
+    }
+
+    /// What the client has answered for the access of this instruction: the value, or #GP(0).
+    private func clientAnswerToMSR() throws(GuestFault) -> UInt64? {
+        guard let isRefused = clientAnswers.next() else { return nil }
+        let value = clientAnswers.next() ?? 0
+        if isRefused != 0 { throw .generalProtection() }
+        return value
+    }
+
+    /// Asks the client, if it wants to be asked in such cases; otherwise #GP(0).
+    private func refusal(of request: ClientRequest, _ reason: MSRRefusal) -> GuestFault {
+        guard platform.asksClient(about: reason) else { return .generalProtection() }
+        pendingClientRequest = request
+        return .needsClient
+    }
+
+    /// Whether there is such a register, be it for the client, or in another state of the local APIC.
+    private func isKnownMSR(_ index: UInt32) -> Bool {
+        switch index {
+        case MSR.predictionCommand, MSR.flushCommand, MSR.microcodeUpdate, MSR.amdPatchLoader, MSR.apicBase,
+            MSR.tscDeadline, MSR.x2APICFirst...MSR.x2APICLast:
+            true
+        default: findMSR(index, for: .client) != nil
+        }
     }
 
     /// The value of model-specific register `index`.
     ///
     /// - Throws: #GP(0) if there is no such register.
-    public func readMSR(_ index: UInt32) throws(GuestFault) -> UInt64 {
-        if let value = readSystemMSR(index) ?? readConfigurationMSR(index) ?? system.modelSpecific.memoryTypes.read(
-            index)
-            ?? platform.readMSR(index)
-        {
-            return value
-        }
-        throw .generalProtection()
+    public func readMSR(_ index: UInt32, by reader: RegisterUser = .guest) throws(GuestFault) -> UInt64 {
+        guard let value = findMSR(index, for: reader) else { throw .generalProtection() }
+        return value
+    }
+
+    private func findMSR(_ index: UInt32, for reader: RegisterUser) -> UInt64? {
+        if let value = readSystemMSR(index) ?? readConfigurationMSR(index, reader) { return value }
+        return system.modelSpecific.memoryTypes.read(index) ?? platform.readMSR(index, by: reader)
     }
 
     /// Registers with a place in ``SystemRegisters``.
@@ -64,17 +123,19 @@ extension Processor {
     }
 
     /// Registers that describe the model, and those that are only stored.
-    private func readConfigurationMSR(_ index: UInt32) -> UInt64? {
+    private func readConfigurationMSR(_ index: UInt32, _ reader: RegisterUser) -> UInt64? {
         switch index {
         case MSR.memoryTypeCapabilities: return MemoryTypeRanges.capabilities
         case MSR.microcodeRevision: return system.modelSpecific.microcodeRevision
-        case MSR.platformInformation: return system.modelSpecific.platformInformation
+        case MSR.platformInformation:
+            return reader == .client || platform.showsPlatformInformation
+                ? system.modelSpecific.platformInformation : nil
+        case MSR.miscFeaturesEnable: return system.modelSpecific.miscFeaturesEnable
         case MSR.architecturalCapabilities: return system.modelSpecific.architecturalCapabilities
         case MSR.featureControl: return system.modelSpecific.featureControl
         case MSR.speculationControl: return system.modelSpecific.speculationControl
         case MSR.performanceCapabilities: return system.modelSpecific.performanceCapabilities
         case MSR.powerControl: return system.modelSpecific.powerControl
-        case MSR.machineCheckStatus: return system.modelSpecific.machineCheckStatus
         case MSR.amdHardwareConfiguration: return system.modelSpecific.amdHardwareConfiguration
         case MSR.amdDecodeConfiguration: return system.modelSpecific.amdDecodeConfiguration
         case MSR.amdErrataCount: return system.modelSpecific.amdErrataCount
@@ -85,7 +146,7 @@ extension Processor {
         case MSR.cacheControl3: return 0xBE70_2111
         // A time-stamp increment of 1000 and a clock multiplier of 4.
         case MSR.performanceStatus: return 4 << 40 | 1000
-        case MSR.machineCheckCapabilities, MSR.machineCheckAddressP5, MSR.machineCheckTypeP5: return 0
+        case MSR.machineCheckAddressP5, MSR.machineCheckTypeP5: return 0
         default: return Self.isConstantZero(index) ? 0 : nil
         }
     }
@@ -93,8 +154,8 @@ extension Processor {
     /// Registers that kernels read, and some write, without asking CPUID first.
     private static func isConstantZero(_ index: UInt32) -> Bool {
         switch index {
-        case MSR.platformID, MSR.powerOnConfiguration, MSR.systemManagementInterruptCount, MSR.miscFeaturesEnable,
-            MSR.performanceControl, MSR.debugControl, MSR.lastBranchFrom...MSR.lastInterruptTo, MSR.powerUnit,
+        case MSR.platformID, MSR.powerOnConfiguration, MSR.systemManagementInterruptCount, MSR.performanceControl,
+            MSR.debugControl, MSR.lastBranchFrom...MSR.lastInterruptTo, MSR.powerUnit,
             MSR.supervisorState, MSR.amdPerformance0...MSR.amdPerformanceLast, MSR.amdSystemConfiguration,
             MSR.amdNorthbridgeConfiguration, MSR.amdInterruptPending, MSR.amdMMIOConfigurationBase,
             MSR.amdSMMAddress, MSR.amdSMMMask, MSR.amdHostSaveAddress, MSR.amdLoadStoreConfiguration,
@@ -109,7 +170,7 @@ extension Processor {
     ///
     /// - Throws: #GP(0) if there is no such register, it cannot be written, or `value` is not valid for it.
     public func writeMSR(
-        _ index: UInt32, _ value: UInt64, by writer: RegisterWriter = .guest
+        _ index: UInt32, _ value: UInt64, by writer: RegisterUser = .guest
     ) throws(GuestFault) {
         if try writeSystemMSR(index, value, writer) { return }
         if try writeConfigurationMSR(index, value, writer) { return }
@@ -120,12 +181,12 @@ extension Processor {
             else { throw .generalProtection() }
             return
         }
-        if !platform.writeMSR(index, value) { throw .generalProtection() }
+        if !platform.writeMSR(index, value, by: writer) { throw .generalProtection() }
     }
 
     /// Returns false if `index` is not one of these.
     private func writeSystemMSR(
-        _ index: UInt32, _ value: UInt64, _ writer: RegisterWriter
+        _ index: UInt32, _ value: UInt64, _ writer: RegisterUser
     ) throws(GuestFault) -> Bool {
         switch index {
         case MSR.efer: try setEFER(value)
@@ -180,15 +241,21 @@ extension Processor {
 
     /// Returns false if `index` is not one of these.
     private func writeConfigurationMSR(
-        _ index: UInt32, _ value: UInt64, _ writer: RegisterWriter
+        _ index: UInt32, _ value: UInt64, _ writer: RegisterUser
     ) throws(GuestFault) -> Bool {
         switch index {
         // The revision is written as 0 before it is read; updates are ignored.
         case MSR.microcodeRevision: if writer == .client { system.modelSpecific.microcodeRevision = value }
         case MSR.microcodeUpdate, MSR.amdPatchLoader: break
         case MSR.platformInformation:
-            try require(writer == .client)
+            // CPUID faults for as long as the guest has it so.
+            let keepsFaults = value >> 31 & 1 != 0 || system.modelSpecific.miscFeaturesEnable & 1 == 0
+            try require(writer == .client && keepsFaults)
             system.modelSpecific.platformInformation = value
+        case MSR.miscFeaturesEnable:
+            let allowed = system.modelSpecific.platformInformation >> 31 & 1
+            try require(value & ~allowed == 0)
+            system.modelSpecific.miscFeaturesEnable = value
         case MSR.architecturalCapabilities:
             try require(writer == .client)
             system.modelSpecific.architecturalCapabilities = value
@@ -205,13 +272,12 @@ extension Processor {
             system.modelSpecific.speculationControl = value
         case MSR.predictionCommand, MSR.flushCommand: try require(value & ~1 == 0)
         case MSR.powerControl: system.modelSpecific.powerControl = value
-        case MSR.machineCheckStatus: system.modelSpecific.machineCheckStatus = value
         case MSR.machineCheckAddressP5, MSR.machineCheckTypeP5: break
-        case MSR.machineCheckCapabilities: try require(writer == .client && value == 0)
         case MSR.amdHardwareConfiguration:
-            // Flush filter, TLB cache and interrupt-shadow controls are ignored; bit 24 says how fast the time stamp runs.
-            let kept = value & ~0x4_0148
-            try require(kept & ~(1 << 24) == 0)
+            // Flush filter, TLB cache and interrupt-shadow controls are ignored; bit 18 lets the guest write what machine
+            // check banks report, bit 24 says how fast the time stamp runs.
+            let kept = value & ~0x148
+            try require(kept & ~(1 << 18 | 1 << 24) == 0)
             system.modelSpecific.amdHardwareConfiguration = kept
         case MSR.amdDecodeConfiguration:
             try require(writer == .client || value & ~2 == 0)
@@ -224,7 +290,7 @@ extension Processor {
             system.modelSpecific.amdErrataStatus = value
         // Branch records and branch stepping do not exist.
         case MSR.debugControl: try require(value & ~3 == 0)
-        case MSR.miscFeaturesEnable, MSR.supervisorState, MSR.amdMMIOConfigurationBase: try require(value == 0)
+        case MSR.supervisorState, MSR.amdMMIOConfigurationBase: try require(value == 0)
         case MSR.memoryTypeCapabilities: try require(writer == .client && value == MemoryTypeRanges.capabilities)
         default: return Self.isConstantZero(index)
         }

@@ -69,7 +69,7 @@ extension Processor {
         case ZYDIS_MNEMONIC_BTC: try executeBitTest(i, .complement)
         case ZYDIS_MNEMONIC_XLAT: try executeTranslateByte(i)
 
-        case ZYDIS_MNEMONIC_CPUID: executeCPUID(i)
+        case ZYDIS_MNEMONIC_CPUID: try executeCPUID(i)
         case ZYDIS_MNEMONIC_RDTSC: try executeReadTimeStamp(i, withAuxiliary: false)
         case ZYDIS_MNEMONIC_RDTSCP: try executeReadTimeStamp(i, withAuxiliary: true)
         case ZYDIS_MNEMONIC_RDPID: executeReadProcessorID(i)

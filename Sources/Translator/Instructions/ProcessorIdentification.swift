@@ -7,7 +7,8 @@ extension Processor {
     /// The guest's time-stamp counter.
     public var timeStamp: UInt64 { martlet_rdtsc() &+ system.tscOffset }
 
-    func executeCPUID(_ i: DecodedInstruction) {
+    func executeCPUID(_ i: DecodedInstruction) throws(GuestFault) {
+        if system.modelSpecific.miscFeaturesEnable & 1 != 0 { try requirePrivilege() }
         let function = UInt32(truncatingIfNeeded: state[.rax])
         let index = UInt32(truncatingIfNeeded: state[.rcx])
         let result = CPUIDAdjustment.adjusted(

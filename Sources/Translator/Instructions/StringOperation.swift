@@ -136,7 +136,7 @@ extension Processor {
             return
         }
         // A debug trap may follow each iteration.
-        let isStepped = state.systemFlags & RFlags.trap != 0 || watchesMemory
+        let isStepped = state.systemFlags & RFlags.trap != 0 || isTraced
         var remaining = state[.rcx] & operation.addressMask
         while remaining != 0 {
             let (count, isLast) = try chunk(isStepped ? 1 : remaining)

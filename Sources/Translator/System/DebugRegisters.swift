@@ -29,7 +29,7 @@ extension Processor {
             number += 2
         }
         try requirePrivilege()
-        if system.dr7 & DebugRegister.generalDetect != 0 {
+        if breakpoints.control & DebugRegister.generalDetect != 0 {
             throw .exception(.debug(DebugRegister.accessDetected))
         }
         return number

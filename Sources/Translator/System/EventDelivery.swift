@@ -1,3 +1,4 @@
+import CZydis
 import X86
 
 // Delivery of exceptions and interrupts through the interrupt vector table or the interrupt descriptor table.
@@ -12,7 +13,14 @@ extension Processor {
     ///   are then unchanged, except CR2 and DR6, unless a task switch had already taken place.
     /// > Source: APM volume 2, sections 8.6 to 8.9; Intel SDM volume 3, sections 6.12 and 6.14.
     public func deliver(_ event: PendingEvent) throws(GuestFault) {
-        try deliver(event, returningTo: state.rip)
+        var rip = state.rip
+        // A #BP that a client injects is that of the INT3 at RIP.
+        if event.kind == .exception, event.vector == 3, let i = try? decodeCurrent(),
+            i.mnemonic == ZYDIS_MNEMONIC_INT3
+        {
+            rip = nextRIP(i)
+        }
+        try deliver(event, returningTo: rip)
     }
 
     /// Delivers `event`, on which the exceptions that delivery itself raises are built: double and triple faults.
@@ -42,7 +50,7 @@ extension Processor {
                 case .hostMemory(let address):
                     system.pendingEvent = current
                     return .hostMemory(address)
-                case .notExecutable:
+                case .notExecutable, .breakpoint:
                     system.pendingEvent = current
                     return .emulationFailure
                 case .shutdown:

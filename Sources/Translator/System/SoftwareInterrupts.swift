@@ -13,6 +13,11 @@ extension Processor {
         try deliver(PendingEvent(kind: .softwareInterrupt, vector: vector), returningTo: nextRIP(i))
     }
 
+    func executeBreakpoint(_ i: DecodedInstruction) throws(GuestFault) {
+        if debugger.catchesBreakpoints { throw .breakpoint }
+        try executeSoftwareException(i, vector: 3)
+    }
+
     /// INT3 and INTO.
     func executeSoftwareException(_ i: DecodedInstruction, vector: UInt8) throws(GuestFault) {
         try deliver(PendingEvent(kind: .softwareException, vector: vector), returningTo: nextRIP(i))

@@ -29,7 +29,7 @@ extension Processor {
 
         case ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ: try executeInterruptReturn(i)
         case ZYDIS_MNEMONIC_INT: try executeInterrupt(i)
-        case ZYDIS_MNEMONIC_INT3: try executeSoftwareException(i, vector: 3)
+        case ZYDIS_MNEMONIC_INT3: try executeBreakpoint(i)
         case ZYDIS_MNEMONIC_INTO: try executeInterruptOnOverflow(i)
         case ZYDIS_MNEMONIC_INT1: try executeDebugTrap(i)
         case ZYDIS_MNEMONIC_BOUND: try executeBound(i)

@@ -12,8 +12,13 @@ enum Extensions {
             .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .adjustClock, .internalErrorData, .vcpuEvents,
             .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
-            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking:
+            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
+            .vcpuAttributes, .systemAttributes, .x86UserSpaceMSR, .x86MSRFilter, .msrPlatformInfo,
+            .setGuestDebug:
             return 1
+        case .setGuestDebug2: return Int(UserspaceVCPU.debugControls)
+        case .synchronizedRegisters: return Int(UserspaceVCPU.synchronizedRegisters)
+        case .machineCheck: return MachineCheck.maximumBankCount
         case .irqRouting: return Limits.gsiCount
         case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount
         case .maximumVCPUID: return Limits.vcpuID

@@ -34,6 +34,9 @@ extension UserspaceKVM {
         case .reinjectControl: try vm.setReinjection(at: argument)
         case .getClock: try vm.getClock(at: argument)
         case .setClock: try vm.setClock(at: argument)
+        case .setMSRFilter: try vm.setMSRFilter(at: argument)
+        case .getTSCFrequency: return Int32(clamping: vm.tscKilohertz)
+        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: argument)
         default: throw .inappropriateIOCTLForDevice
         }
         return 0
@@ -81,8 +84,7 @@ extension UserspaceVM {
         case .dirtyLogRing, .dirtyLogRingAcquireRelease: try enableDirtyRings(byteCount: request.args.0)
         case .exceptionPayload:
             reportsExceptionPayloads.store(request.args.0 & 1 != 0, ordering: .relaxed)
-        default:
-            throw .invalidArgument
+        default: try enableSetting(KVMCapability(rawValue: request.cap), request.args.0)
         }
     }
 

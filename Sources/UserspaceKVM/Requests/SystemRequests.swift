@@ -21,6 +21,12 @@ extension UserspaceKVM {
         case .getMSRIndexList: return try answerIndexList(MSRList.saved, at: argument)
         case .getMSRFeatureIndexList: return try answerIndexList(MSRList.features(of: host).keys.sorted(), at: argument)
         case .getMSRs: return try answerFeatureMSRs(at: argument)
+        case .getDeviceAttribute, .hasDeviceAttribute:
+            try handleAttribute(request, at: argument)
+            return 0
+        case .getMachineCheckCapabilities:
+            try ClientMemory.copyOut(MachineCheck.Capabilities.supported, to: argument)
+            return 0
         default: throw .invalidArgument
         }
     }

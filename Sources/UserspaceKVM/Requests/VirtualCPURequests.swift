@@ -56,7 +56,12 @@ extension UserspaceVCPU {
         case .interrupt: try injectInterrupt(at: argument)
         case .setSignalMask: try setSignalMask(at: argument)
         case .getTSCFrequency: return Int32(clamping: vm.tscKilohertz)
-        case .setTSCFrequency: try setTSCFrequency(kilohertz: argument)
+        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: UInt(UInt32(truncatingIfNeeded: argument)))
+        case .getDeviceAttribute, .setDeviceAttribute, .hasDeviceAttribute:
+            try handleAttribute(request, at: argument)
+        case .setGuestDebug: try setGuestDebug(at: argument)
+        case .setUpMachineCheck: try setUpMachineCheck(at: argument)
+        case .setMachineCheck: try setMachineCheck(at: argument)
         case .kvmClockControl: try markPaused()
         default: throw .invalidArgument
         }
@@ -168,15 +173,6 @@ extension UserspaceVCPU {
         for signal in HostFaults.signals { mask &= ~(1 << UInt64(signal - 1)) }
         ClientSignals.admit(signalsOutside: mask)
         signalMask = mask
-    }
-
-    /// The guest's counter runs at the host's rate: other frequencies are refused.
-    /// - Throws: `EINVAL` if `kilohertz` is farther than 250 parts per million from the host's.
-    private func setTSCFrequency(kilohertz: UInt) throws(Errno) {
-        guard kilohertz != 0 else { return }
-        let own = vm.tscKilohertz
-        let tolerance = own / 4000
-        guard UInt64(kilohertz) >= own - tolerance, UInt64(kilohertz) <= own + tolerance else { throw .invalidArgument }
     }
 
     /// - Throws: `EINVAL` if the guest has not asked for the clock.

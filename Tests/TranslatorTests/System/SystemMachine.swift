@@ -230,8 +230,8 @@ final class SystemMachine: ProcessorPlatform {
     func writeMMIO(_ address: UInt64, byteCount: Int, value: UInt64) -> Bool { false }
     func readPort(_ port: UInt16, byteCount: Int) -> UInt32? { nil }
     func writePort(_ port: UInt16, byteCount: Int, value: UInt32) -> Bool { false }
-    func readMSR(_ index: UInt32) -> UInt64? { nil }
-    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { false }
+    func readMSR(_ index: UInt32, by reader: RegisterUser) -> UInt64? { nil }
+    func writeMSR(_ index: UInt32, _ value: UInt64, by writer: RegisterUser) -> Bool { false }
     func requestOthers(_ requests: ProcessorRequests) {}
     func withOthersPaused(_ body: () -> Void) { body() }
 }

@@ -67,7 +67,6 @@ extension LocalAPIC {
     public func readMSR(_ index: UInt32, now: @autoclosure () -> GuestTime) -> UInt64? {
         if index == APICModelSpecificRegister.base { return base }
         if index == APICModelSpecificRegister.tscDeadline {
-            guard supportsTSCDeadline else { return nil }
             return timerMode == .tscDeadline ? tscDeadline : 0
         }
         guard isX2APICEnabled, APICModelSpecificRegister.x2APIC.contains(index) else { return nil }
@@ -88,7 +87,6 @@ extension LocalAPIC {
     public func writeMSR(_ index: UInt32, _ value: UInt64, now: @autoclosure () -> GuestTime) -> Bool {
         if index == APICModelSpecificRegister.base { return setBase(value, isFromClient: false) }
         if index == APICModelSpecificRegister.tscDeadline {
-            guard supportsTSCDeadline else { return false }
             setTSCDeadline(value, now: now())
             return true
         }

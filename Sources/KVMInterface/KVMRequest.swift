@@ -93,4 +93,5 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setTSCFrequency = 0x0000_AEA2
     case getTSCFrequency = 0x0000_AEA3
     case kvmClockControl = 0x0000_AEAD
+    case setVirtualAPICAddress = 0x4008_AE93
 }

@@ -63,6 +63,7 @@ extension UserspaceVCPU {
         case .setUpMachineCheck: try setUpMachineCheck(at: argument)
         case .setMachineCheck: try setMachineCheck(at: argument)
         case .kvmClockControl: try markPaused()
+        case .setVirtualAPICAddress: try setVirtualAPICAddress(at: argument)
         default: throw .invalidArgument
         }
         return 0
@@ -173,6 +174,15 @@ extension UserspaceVCPU {
         for signal in HostFaults.signals { mask &= ~(1 << UInt64(signal - 1)) }
         ClientSignals.admit(signalsOutside: mask)
         signalMask = mask
+    }
+
+    /// The page through which a patched guest sees its task priority. There is none: accesses of the priority are not
+    /// reported (`KVM_CAP_VAPIC` is 0), so clients have nothing to patch, and only take an address back.
+    /// - Throws: `EINVAL` if the client has the local APIC, or for any address but 0.
+    private func setVirtualAPICAddress(at argument: UInt) throws(Errno) {
+        var address: UInt64 = 0
+        try ClientMemory.copyIn(&address, from: argument)
+        guard apic != nil, address == 0 else { throw .invalidArgument }
     }
 
     /// - Throws: `EINVAL` if the guest has not asked for the clock.

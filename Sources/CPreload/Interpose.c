@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -91,6 +92,7 @@ REAL(int, dup2, (int, int))
 REAL(int, dup3, (int, int, int))
 REAL(int, fcntl64, (int, int, uintptr_t))
 REAL(int, close_range, (unsigned, unsigned, int))
+REAL(int, pthread_cancel, (pthread_t))
 REAL(int, access, (const char *, int))
 REAL(int, faccessat, (int, const char *, int, int))
 REAL(int, stat64, (const char *, struct stat64 *))
@@ -283,6 +285,24 @@ int martlet_preload_make_file(const char *name)
 	return fd;
 }
 
+// A thread that may be cancelled at any moment (PTHREAD_CANCEL_ASYNCHRONOUS) must not end in guest code: its cancellation ends
+// the run first, and takes effect here.
+static int run(uint32_t entry, int fd, uintptr_t argument)
+{
+	int type;
+	pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
+	if (__builtin_expect(type == PTHREAD_CANCEL_DEFERRED, 1))
+		return answer(martlet_preload_ioctl(entry, fd, KVM_RUN, argument));
+	uintptr_t self = (uintptr_t)pthread_self();
+	martlet_preload_enter_cancellable(entry, self);
+	// Who cancels from here on finds the thread entered; who did before is noticed now.
+	pthread_testcancel();
+	int result = martlet_preload_ioctl(entry, fd, KVM_RUN, argument);
+	martlet_preload_leave_cancellable(self);
+	pthread_setcanceltype(type, NULL);
+	return answer(result);
+}
+
 EXPORT int ioctl(int fd, unsigned long request, ...)
 {
 	va_list arguments;
@@ -291,7 +311,15 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_end(arguments);
 	uint32_t entry = martlet_preload_entry(fd);
 	if (__builtin_expect(!entry, 0)) return get_ioctl()(fd, request, argument);
+	if ((uint32_t)request == KVM_RUN) return run(entry, fd, argument);
 	return answer(martlet_preload_ioctl(entry, fd, (uint32_t)request, argument));
+}
+
+EXPORT int pthread_cancel(pthread_t thread)
+{
+	int result = get_pthread_cancel()(thread);
+	if (result == 0) martlet_preload_cancelled((uintptr_t)thread);
+	return result;
 }
 
 static void *map(void *address, size_t count, int protection, int flags, int fd, off_t offset)

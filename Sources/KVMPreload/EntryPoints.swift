@@ -119,6 +119,18 @@ func releaseObject(_ entry: UInt32) {
     Session.existing?.release(file.descriptor)
 }
 
+@_cdecl("martlet_preload_enter_cancellable")
+func enterCancellable(_ entry: UInt32, _ thread: UInt) {
+    guard let file = ClientFile(entry: entry), file.kind == .vcpu else { return }
+    Session.existing?.enterCancellable(thread, file.descriptor)
+}
+
+@_cdecl("martlet_preload_leave_cancellable")
+func leaveCancellable(_ thread: UInt) { Session.existing?.leaveCancellable(thread) }
+
+@_cdecl("martlet_preload_cancelled")
+func cancelThread(_ thread: UInt) { Session.existing?.cancel(thread) }
+
 @_cdecl("martlet_preload_forked")
 func forkedProcess() { Session.forget() }
 

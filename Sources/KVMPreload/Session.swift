@@ -20,6 +20,8 @@ final class Session: @unchecked Sendable {
     private let lock = FutexLock()
     /// How many descriptors of the client stand for each object.
     private var counts: [KVMDescriptor: Int] = [:]
+    /// The vCPUs that threads run which may be cancelled at any moment. Guarded by `lock`.
+    private var cancellable: [UInt: KVMDescriptor] = [:]
 
     private static let place = Atomic<UInt>(0)
     private static let creation = FutexLock()
@@ -93,6 +95,19 @@ final class Session: @unchecked Sendable {
         }
         if isLast { backend.close(object) }
     }
+
+    // MARK: Cancellation
+
+    func enterCancellable(_ thread: UInt, _ vcpu: KVMDescriptor) { lock.withLock { cancellable[thread] = vcpu } }
+
+    func leaveCancellable(_ thread: UInt) { lock.withLock { cancellable[thread] = nil } }
+
+    /// Ends the run of a thread that was cancelled.
+    func cancel(_ thread: UInt) {
+        if let vcpu = lock.withLock({ cancellable[thread] }) { backend.interrupt(vcpu) }
+    }
+
+    // MARK: Forks
 
     /// A descriptor of the device that the process inherited gets an object of its own.
     func adopt(_ descriptor: Int32) throws(Errno) -> ClientFile {

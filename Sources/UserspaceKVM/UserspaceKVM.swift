@@ -130,5 +130,11 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
         withExtendedLifetime(reference) { reference.vcpu.requests.kick() }
     }
 
+    /// Makes the run of `vcpu` that goes on, or else the next one, return `EINTR`.
+    public func interrupt(_ vcpu: KVMDescriptor) {
+        guard case .vcpu(let reference) = try? descriptors.object(vcpu) else { return }
+        withExtendedLifetime(reference) { reference.vcpu.signal(.interrupt) }
+    }
+
     public func close(_ descriptor: KVMDescriptor) { descriptors.remove(descriptor) }
 }

@@ -99,7 +99,8 @@ extension UserspaceVCPU {
     ///
     /// - Returns: what the body returned, and what to do about signals when the vCPU's lock is free again: a handler that
     ///   waited may issue requests.
-    func withHostSignals<Result>(_ body: () throws(Errno) -> Result) -> (Swift.Result<Result, Errno>, SignalRestoration) {
+    func withHostSignals<Result>(_ body: () throws(Errno) -> Result) -> (Swift.Result<Result, Errno>, SignalRestoration)
+    {
         tookHostSignal.store(false, ordering: .relaxed)
         deferredHostSignals = 0
         martlet_set_thread_context(Unmanaged.passUnretained(self).toOpaque())
@@ -110,7 +111,9 @@ extension UserspaceVCPU {
     }
 
     /// The client wants its thread back.
-    private var mustReturn: Bool { runArea.immediateExit || tookHostSignal.load(ordering: .relaxed) }
+    private var mustReturn: Bool {
+        runArea.immediateExit || tookHostSignal.load(ordering: .relaxed) || hasSignal(.interrupt)
+    }
 
     /// A signal of the client reached the owner's thread.
     /// > Concurrency: the owner's thread, in a signal handler.
@@ -122,6 +125,7 @@ extension UserspaceVCPU {
     }
 
     private func interrupted() -> Errno {
+        _ = takeSignal(.interrupt)
         counters.exits.increment()
         // `immediate_exit` alone leaves the reason of the last exit in its place.
         if tookHostSignal.load(ordering: .relaxed) {

@@ -158,6 +158,8 @@ struct VCPUSignals: OptionSet, Sendable {
     static let clockChanged = Self(rawValue: 1 << 1)
     /// The deadline of the local APIC's timer has passed.
     static let timer = Self(rawValue: 1 << 2)
+    /// `KVM_RUN` is to return.
+    static let interrupt = Self(rawValue: 1 << 3)
 }
 
 extension UserspaceVCPU: RequestTarget {

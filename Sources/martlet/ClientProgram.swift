@@ -86,7 +86,8 @@ struct ClientProgram {
         let isDynamic = (0..<count).contains { number(offset + $0 * size, 4) == 3 }
         guard isDynamic else {
             throw CommandFailure.badInput(
-                "\(path) is statically linked, so no library can be loaded before it; use a dynamically linked build of it")
+                "\(path) is statically linked, so no library can be loaded before it; use a dynamically linked build of it"
+            )
         }
     }
 }

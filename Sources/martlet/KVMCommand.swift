@@ -9,8 +9,9 @@ struct KVMCommand: ParsableCommand {
         commandName: "kvm",
         abstract: "Run a program that uses KVM, with a /dev/kvm that needs no hardware.",
         discussion: """
-            The program runs unchanged; a library that is loaded before it answers what it asks of /dev/kvm. It need not exist, \
-            and is never opened. The program's exit status and signals are its own. Programs that it starts get the same.
+            The program runs unchanged; a library that is loaded before it answers what it asks of /dev/kvm. The device need \
+            not exist, and is never opened. The program's exit status and signals are its own. Programs that it starts \
+            get the same.
 
             It must be a dynamically linked x86-64 program that is not set-user-ID. Example:
 

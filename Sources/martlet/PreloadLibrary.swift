@@ -27,7 +27,9 @@ enum PreloadLibrary {
     }
 
     /// What the dynamic linker must find, as the library's header says.
-    private static let neededLibraries = ["libZydis.so.4.0", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"]
+    private static let neededLibraries = [
+        "libZydis.so.4.0", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"
+    ]
 
     private static var directories: [String] {
         var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))

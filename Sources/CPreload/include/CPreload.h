@@ -41,6 +41,11 @@ ssize_t martlet_preload_read(uint32_t entry, int fd, void *buffer, size_t count,
 // A descriptor more stands for an object, or one less.
 void martlet_preload_retain(uint32_t entry);
 void martlet_preload_release(uint32_t entry);
+// The thread, which may be cancelled at any moment, is about to run a vCPU, or has done so.
+void martlet_preload_enter_cancellable(uint32_t entry, uintptr_t thread);
+void martlet_preload_leave_cancellable(uintptr_t thread);
+// Somebody cancelled the thread.
+void martlet_preload_cancelled(uintptr_t thread);
 // The process is a child of one that used objects.
 void martlet_preload_forked(void);
 int martlet_preload_replace_action(int signal, const struct sigaction *action, struct sigaction *old);

@@ -24,7 +24,8 @@ enum MSRList {
             MSR.timeStampCounter, MSR.sysenterCS, MSR.sysenterESP, MSR.sysenterEIP, MSR.star, MSR.lstar, MSR.cstar,
             MSR.syscallMask, MSR.kernelGSBase, MSR.tscAux, MSR.pageAttributeTable, MSR.tscAdjust, MSR.tscDeadline,
             MSR.miscEnable, MSR.speculationControl, MSR.architecturalCapabilities, MSR.microcodeRevision,
-            MSR.machineCheckStatus, MSR.amdHardwareConfiguration, MSR.amdDecodeConfiguration,
+            MSR.systemManagementBase, MSR.systemManagementInterruptCount, MSR.machineCheckStatus,
+            MSR.amdHardwareConfiguration, MSR.amdDecodeConfiguration,
             ParavirtualMSR.systemTimeOld, ParavirtualMSR.wallClockOld, ParavirtualMSR.systemTime,
             ParavirtualMSR.wallClock, MSR.memoryTypeDefault, MSR.fixedRange64K, MSR.fixedRange16K0,
             MSR.fixedRange16K1
@@ -95,7 +96,11 @@ extension UserspaceVCPU {
 
     /// `KVM_GET_MSRS`: nil if there is no such register.
     /// > Concurrency: the owner, outside.
-    func readClientMSR(_ index: UInt32) -> UInt64? { try? processor.readMSR(index) }
+    func readClientMSR(_ index: UInt32) -> UInt64? {
+        // The guest reaches it in the save area only.
+        if index == MSR.systemManagementBase { return processor.system.systemManagement.base }
+        return try? processor.readMSR(index)
+    }
 
     /// `KVM_SET_MSRS`: false if there is no such register, or it does not take the value.
     /// > Concurrency: the owner, outside.
@@ -106,6 +111,8 @@ extension UserspaceVCPU {
         case MSR.apicBase:
             guard let apic else { return writeMSR(index, value) }
             return apic.setBase(value, isFromClient: true)
+        case MSR.systemManagementBase:
+            processor.system.systemManagement.base = value
         default:
             guard (try? processor.writeMSR(index, value, by: .client)) != nil else { return false }
             processor.modeDidChange()

@@ -12,8 +12,10 @@ enum Extensions {
             .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .adjustClock, .internalErrorData, .vcpuEvents,
             .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
-            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking:
+            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
+            .x86SMM:
             return 1
+        case .multiAddressSpace: return 2
         case .irqRouting: return Limits.gsiCount
         case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount
         case .maximumVCPUID: return Limits.vcpuID

@@ -10,7 +10,7 @@ public enum DestinationMode: UInt8, Sendable {
 public enum DeliveryMode: UInt8, Sendable {
     case fixed = 0
     case lowestPriority = 1
-    /// System management interrupt; there is no system management mode here, so it is dropped.
+    /// System management interrupt.
     case smi = 2
     /// Reserved since remote reads vanished from the hardware; KVM's "kick a halted vCPU" hypercall travels as this.
     case unhalt = 3

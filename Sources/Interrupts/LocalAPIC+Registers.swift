@@ -289,10 +289,10 @@ extension LocalAPIC {
                 _ = recordErrors(APICError.sendIllegalVector)
                 return
             }
-        case .unhalt, .smi, .external:
+        case .unhalt, .external:
             // Reserved in the command register, or nobody would listen.
             return
-        case .nmi, .initialize, .startup:
+        case .smi, .nmi, .initialize, .startup:
             break
         }
         host.send(message)

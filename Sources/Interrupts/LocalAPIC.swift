@@ -120,7 +120,9 @@ public final class LocalAPIC: @unchecked Sendable {
             postStartup(vector: message.vector)
         case .unhalt:
             post(.unhalt)
-        case .smi, .external:
+        case .smi:
+            host.postSystemManagementInterrupt()
+        case .external:
             return .ignored
         }
         return .delivered
@@ -228,6 +230,7 @@ public final class LocalAPIC: @unchecked Sendable {
             if result.needsKick { host.kick() }
             return result.acceptance
         case .nmi: postNMI()
+        case .smi: host.postSystemManagementInterrupt()
         case .initialize: postInitialize()
         default: return .ignored
         }

@@ -5,6 +5,11 @@ public protocol LocalAPICHost: AnyObject, Sendable {
     /// > Concurrency: any thread, also with interrupt controller locks held; must not call back into them.
     func kick()
 
+    /// Makes a system management interrupt pending, and the owner look for it soon.
+    ///
+    /// > Concurrency: as for ``kick()``.
+    func postSystemManagementInterrupt()
+
     /// Puts a message of the owner's command register on the bus.
     /// > Concurrency: the owner.
     func send(_ message: InterruptMessage)

@@ -54,7 +54,9 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let enableCapabilityVM = Self(rawValue: 98)
     public static let checkExtensionVM = Self(rawValue: 105)
     public static let disableQuirks = Self(rawValue: 116)
+    public static let x86SMM = Self(rawValue: 117)
     public static let vcpuAttributes = Self(rawValue: 127)
+    /// The answer is the number of address spaces of memory slots.
     public static let multiAddressSpace = Self(rawValue: 118)
     /// The answer is the first vCPU id that is too large.
     public static let maximumVCPUID = Self(rawValue: 128)

@@ -76,6 +76,7 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case getMPState = 0x8004_AE98
     case setMPState = 0x4004_AE99
     case nmi = 0x0000_AE9A
+    case smi = 0x0000_AEB7
     case getEvents = 0x8040_AE9F
     case setEvents = 0x4040_AEA0
     case getDebugRegisters = 0x8080_AEA1

@@ -179,6 +179,9 @@ extension VCPU {
     /// Raises the non-maskable interrupt. The corresponding C request is `KVM_NMI`.
     public func nmi() throws(Errno) { try backend.call(descriptor, .nmi) }
 
+    /// Raises the system management interrupt. The corresponding C request is `KVM_SMI`.
+    public func systemManagementInterrupt() throws(Errno) { try backend.call(descriptor, .smi) }
+
     /// Tells the guest that it was paused. The corresponding C request is `KVM_KVMCLOCK_CTRL`.
     public func markPaused() throws(Errno) { try backend.call(descriptor, .kvmClockControl) }
 }

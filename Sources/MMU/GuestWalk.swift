@@ -9,7 +9,8 @@ import X86
 /// accessed and dirty bits with a compare-and-swap on the guest's entry, and walks again when the entry changed meanwhile.
 ///
 /// A paging-structure cache remembers, for each 2 MiB of linear addresses, the last-level table and the rights
-/// accumulated on the way to it, so that most walks read one entry.
+/// accumulated on the way to it, so that most walks read one entry. Who goes to another address space of the slots has to
+/// ``flush()`` it.
 ///
 /// > Concurrency: belongs to one vCPU. The caller is inside a read section of the guest memory.
 /// > Source: APM volume 2, sections 5.2–5.6; Intel SDM volume 3, sections 4.6 and 4.10.3.
@@ -155,7 +156,9 @@ public final class GuestWalk {
             if hasReservedBits(entry, context) || entry & Entry.large != 0 {
                 return fault(access, context, protection: true, reserved: true)
             }
-            if entry & Entry.accessed == 0, !set(Entry.accessed, table, index, entry, tableAddress) { return nil }
+            if entry & Entry.accessed == 0, !set(Entry.accessed, table, index, entry, tableAddress, context) {
+                return nil
+            }
             rights.restrict(by: entry, context)
             tableAddress = entry & Entry.address
             shift -= 9
@@ -178,7 +181,9 @@ public final class GuestWalk {
                 index: index, shift: 21)
         }
         if hasReservedBits(entry, context) { return fault(access, context, protection: true, reserved: true) }
-        if entry & Entry.accessed == 0, !set(Entry.accessed, directory, index, entry, directoryAddress) { return nil }
+        if entry & Entry.accessed == 0, !set(Entry.accessed, directory, index, entry, directoryAddress, context) {
+            return nil
+        }
         var rights = Rights()
         rights.restrict(by: entry, context)
         let tableAddress = entry & Entry.address
@@ -218,7 +223,7 @@ public final class GuestWalk {
         rights.restrict(by: entry, context)
         return complete(
             linear, access, context, rights, entry, base: entry & Entry.address & ~pageMask, shift: shift
-        ) { set($0, table, index, entry, tableAddress) }
+        ) { set($0, table, index, entry, tableAddress, context) }
     }
 
     /// Checks the rights to a page, sets the bits of its entry and makes the translation.
@@ -260,10 +265,12 @@ public final class GuestWalk {
             if entry & (1 << 21) != 0 { return fault(access, context, protection: true, reserved: true) }
             let base = entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32
             return complete(linear, access, context, rights, entry, base: base, shift: 22) {
-                set32($0, directory, directoryIndex, entry, directoryAddress)
+                set32($0, directory, directoryIndex, entry, directoryAddress, context)
             }
         }
-        if entry & Entry.accessed == 0, !set32(Entry.accessed, directory, directoryIndex, entry, directoryAddress) {
+        if entry & Entry.accessed == 0,
+            !set32(Entry.accessed, directory, directoryIndex, entry, directoryAddress, context)
+        {
             return nil
         }
         let tableAddress = entry & 0xFFFF_F000
@@ -273,7 +280,7 @@ public final class GuestWalk {
         if leaf & Entry.present == 0 { return fault(access, context, protection: false) }
         rights.restrict(by: leaf, context)
         return complete(linear, access, context, rights, leaf, base: leaf & 0xFFFF_F000, shift: 12) {
-            set32($0, table, index, leaf, tableAddress)
+            set32($0, table, index, leaf, tableAddress, context)
         }
     }
 
@@ -333,7 +340,7 @@ public final class GuestWalk {
     /// The host address of the table page at guest physical `address`.
     private func table(at address: UInt64, _ context: PagingContext) -> UnsafeMutablePointer<UInt64>? {
         let frame = GuestFrameNumber(address >> 12)
-        guard let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) else { return nil }
+        guard let slot = memory.lookup(frame, addressSpace: context.addressSpace, cache: &lastSlot) else { return nil }
         return slot.pointee.hostPointer(for: frame).assumingMemoryBound(to: UInt64.self)
     }
 
@@ -352,17 +359,19 @@ public final class GuestWalk {
 
     /// Sets bits in an entry unless it changed since it was read; the page it lies in becomes dirty in the slot's log.
     private func set(
-        _ bits: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ index: Int, _ old: UInt64, _ tableAddress: UInt64
+        _ bits: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ index: Int, _ old: UInt64, _ tableAddress: UInt64,
+        _ context: PagingContext
     ) -> Bool {
         // SAFETY: as in `load`.
         let entry = UnsafeMutableRawPointer(table + index).assumingMemoryBound(to: Atomic<UInt64>.self)
         let done = entry.pointee.compareExchange(expected: old, desired: old | bits, ordering: .relaxed).exchanged
-        if done { markDirty(tableAddress) }
+        if done { markDirty(tableAddress, context) }
         return done
     }
 
     private func set32(
-        _ bits: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ index: Int, _ old: UInt64, _ tableAddress: UInt64
+        _ bits: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ index: Int, _ old: UInt64, _ tableAddress: UInt64,
+        _ context: PagingContext
     ) -> Bool {
         // SAFETY: as in `load32`.
         let entry = (UnsafeMutableRawPointer(table) + index * 4).assumingMemoryBound(to: Atomic<UInt32>.self)
@@ -370,13 +379,13 @@ public final class GuestWalk {
         let done = entry.pointee.compareExchange(
             expected: expected, desired: expected | UInt32(truncatingIfNeeded: bits), ordering: .relaxed
         ).exchanged
-        if done { markDirty(tableAddress) }
+        if done { markDirty(tableAddress, context) }
         return done
     }
 
-    private func markDirty(_ address: UInt64) {
+    private func markDirty(_ address: UInt64, _ context: PagingContext) {
         let frame = GuestFrameNumber(address >> 12)
-        if let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) {
+        if let slot = memory.lookup(frame, addressSpace: context.addressSpace, cache: &lastSlot) {
             slot.pointee.markDirty(frame: frame, ring: dirtyRing)
         }
     }

@@ -6,8 +6,13 @@ public struct PagingContext: Equatable, Sendable {
     public var cr3: UInt64
     public var cr4: UInt64
     public var efer: UInt64
+    /// System management mode, in which the tables, and what they map, lie in the slots of address space 1.
+    public var isSystemManagement: Bool
 
-    @inlinable public init(cr0: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) {
+    @inlinable public init(
+        cr0: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64, isSystemManagement: Bool = false
+    ) {
+        self.isSystemManagement = isSystemManagement
         self.cr0 = cr0
         self.cr3 = cr3
         self.cr4 = cr4
@@ -17,6 +22,8 @@ public struct PagingContext: Equatable, Sendable {
     @inlinable public var isPaging: Bool { cr0 & CR0.paging != 0 }
     @inlinable public var writeProtects: Bool { cr0 & CR0.writeProtect != 0 }
     @inlinable public var hasNoExecute: Bool { efer & EFER.noExecute != 0 }
+    /// The address space of the memory slots.
+    @inlinable public var addressSpace: Int { isSystemManagement ? 1 : 0 }
     /// The root of the tables, without the PCID and flag bits.
     @inlinable public var root: UInt64 { cr3 & 0x000F_FFFF_FFFF_F000 }
 }

@@ -160,7 +160,8 @@ extension ShadowMMU {
     private func isStorable(_ frame: UInt64, _ slot: UnsafePointer<MemorySlot>, isWrite: Bool) -> Bool {
         // Marking a page that is only read would be wrong.
         if slot.pointee.flags.contains(.logDirtyPages) && !isWrite { return false }
-        return tracked[frame] == nil && !isGuarded(frame)
+        let host = slot.pointee.hostPointer(for: GuestFrameNumber(frame))
+        return tracked[frame] == nil && !isGuarded(UInt64(UInt(bitPattern: host)) >> pageShift)
     }
 
     /// Whether one entry of `level` may map all its frames: they are in one slot, and treated alike.
@@ -168,7 +169,10 @@ extension ShadowMMU {
         guard let slot, slot.pointee.flags.isDisjoint(with: [.readOnly, .logDirtyPages]) else { return false }
         let count = UInt64(1) << UInt64(9 * (level - 1))
         guard frame + count <= slot.pointee.endFrame.value else { return false }
-        return level <= 3 && !mixedRegions[level - 2].contains(frame / count)
+        guard level <= 3, !mixedRegions[level - 2].contains(frame / count) else { return false }
+        let host = UInt64(UInt(bitPattern: slot.pointee.hostPointer(for: GuestFrameNumber(frame)))) >> pageShift
+        return !mixedHostRegions[level - 2].contains(host / count)
+            && !mixedHostRegions[level - 2].contains((host + count - 1) / count)
     }
 
     private func placeDevice(

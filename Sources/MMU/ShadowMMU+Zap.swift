@@ -55,20 +55,24 @@ extension ShadowMMU {
 
     /// Drops every translation to a range of host addresses; see ``zap(frames:flush:)``.
     public func zap(hostRange: Range<UInt>, flush: () -> Void) {
+        for range in memory.withReadSection({ frames(backedBy: hostRange) }) { zap(frames: range) {} }
+        flush()
+    }
+
+    /// The frames of all address spaces that a range of host addresses backs.
+    /// > Concurrency: inside a read section of the memory.
+    private func frames(backedBy hostRange: Range<UInt>) -> [Range<UInt64>] {
         var ranges: [Range<UInt64>] = []
         for space in 0..<memory.addressSpaceCount {
-            memory.withReadSection {
-                memory.forEachSlot(overlapping: hostRange, addressSpace: space) { slot in
-                    let host = slot.pointee.hostRange.clamped(to: hostRange)
-                    let first = UInt64(host.lowerBound - slot.pointee.hostAddress) >> pageShift
-                    let last = UInt64(host.upperBound - 1 - slot.pointee.hostAddress) >> pageShift
-                    let base = slot.pointee.baseFrame.value
-                    ranges.append(base + first..<base + last + 1)
-                }
+            memory.forEachSlot(overlapping: hostRange, addressSpace: space) { slot in
+                let host = slot.pointee.hostRange.clamped(to: hostRange)
+                let first = UInt64(host.lowerBound - slot.pointee.hostAddress) >> pageShift
+                let last = UInt64(host.upperBound - 1 - slot.pointee.hostAddress) >> pageShift
+                let base = slot.pointee.baseFrame.value
+                ranges.append(base + first..<base + last + 1)
             }
         }
-        for range in ranges { zap(frames: range) {} }
-        flush()
+        return ranges
     }
 
     /// Drops everything; see ``zap(frames:flush:)``. Stores are caught no more.
@@ -120,16 +124,33 @@ extension ShadowMMU {
 
     // MARK: Writes
 
-    /// Takes the permission to write a frame from all entries, and has it mapped by small pages from now on.
+    /// Takes the permission to write a page of the host's from all entries, at whatever frames it is shown, and has it mapped
+    /// by small pages from now on.
     ///
     /// The caller has said why where `install` looks, and then has the vCPUs drop their write entries (invariant 5).
-    /// > Concurrency: any thread.
-    public func revokeWrites(frame: UInt64) { withLock { forbidWrites(frame) } }
+    /// - Parameter hostPage: the page's number.
+    /// > Concurrency: any thread; not inside a read section of the memory.
+    public func revokeWrites(hostPage: UInt64) {
+        memory.withReadSection {
+            withLock {
+                // A slot that comes later finds this.
+                mixedHostRegions[0].insert(hostPage >> 9)
+                mixedHostRegions[1].insert(hostPage >> 18)
+                let first = UInt(hostPage) << UInt(pageShift)
+                for frames in frames(backedBy: first..<first + UInt(pageSize)) { dropWrites(frames.lowerBound) }
+            }
+        }
+    }
 
-    /// As ``revokeWrites(frame:)`` with the lock held.
+    /// Takes the permission to write a frame from all entries, and has it mapped by small pages from now on: its table is
+    /// to be tracked.
     func forbidWrites(_ frame: UInt64) {
         mixedRegions[0].insert(frame >> 9)
         mixedRegions[1].insert(frame >> 18)
+        dropWrites(frame)
+    }
+
+    private func dropWrites(_ frame: UInt64) {
         forEachMemoryKey(overlapping: frame..<frame + 1) { key in
             for entry in tables.memoryEntries[key] {
                 if entry.page.pointee.role.level == 1 {

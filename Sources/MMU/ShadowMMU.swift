@@ -28,7 +28,8 @@ import Synchronization
 /// 4. *Caught stores.* `synced` is ``ShadowPage/always`` for direct pages, and for tables whose frame is tracked: all vCPUs
 ///    have dropped their write entries since the frame was marked, each store is followed by a look at the entries it
 ///    changed before the storing instruction ends, and before a frame may be written freely again its pages are gone.
-/// 5. *Writes.* Whoever forbids writes to a frame first says so where `install` looks (the slot's log, translated code,
+/// 5. *Writes.* Whoever forbids writes to a frame, or to a page of the host's and so to each frame at which a slot of any
+///    address space shows it, first says so where `install` looks (the slot's log, translated code,
 ///    `tracked`), then takes the write permissions from the frame's entries, then has the vCPUs drop theirs. `install`
 ///    looks, and grants, under the lock.
 /// 6. *Devices.* A device entry holds for one generation of the memory slots. It stores 13 bits of it; `deviceEra` is the
@@ -47,7 +48,7 @@ public final class ShadowMMU: @unchecked Sendable {
 
     let memory: GuestMemory
     let domain: RCUDomain
-    /// Whether stores to a frame must be caught because of translated code.
+    /// Whether stores to a page of the host's, named by its number, must be caught because of translated code.
     let isGuarded: @Sendable (UInt64) -> Bool
     let published = ShadowPublished()
     let garbage = ShadowGarbage()
@@ -65,8 +66,10 @@ public final class ShadowMMU: @unchecked Sendable {
     /// Frames of tables whose stores are caught.
     var tracked: [UInt64: TrackedFrame] = [:]
     var trackingSerial: UInt64 = 0
-    /// 2 MiB and 1 GiB regions with frames that were guarded or tracked once: they are mapped by small pages.
+    /// 2 MiB and 1 GiB regions with frames that were tracked once: they are mapped by small pages.
     var mixedRegions: [Set<UInt64>] = [[], []]
+    /// The same for host memory that was guarded once, since a slot that comes later may show it at other frames.
+    var mixedHostRegions: [Set<UInt64>] = [[], []]
     /// Unlinked, to be handed to `domain` when the lock is given up.
     var retired: ShadowPage.Pointer?
     /// Frames that were compared often enough, for the walker that holds the lock.
@@ -81,8 +84,8 @@ public final class ShadowMMU: @unchecked Sendable {
     ///   - domain: in whose read sections walkers are.
     ///   - pageLimit: the greatest number of pages, at least 16; see ``pageLimit(frameCount:)``.
     ///   - trackingThreshold: how often an upper-level table is compared without a change before its stores are caught.
-    ///   - isGuarded: whether stores to a frame must be caught because code was translated from it. Called with the lock
-    ///     held.
+    ///   - isGuarded: whether stores to a page of the host's, named by its number, must be caught because code was
+    ///     translated from it. Called with the lock held.
     public init(
         memory: GuestMemory, domain: RCUDomain, pageLimit: Int = 64, trackingThreshold: Int = 16,
         isGuarded: @escaping @Sendable (UInt64) -> Bool

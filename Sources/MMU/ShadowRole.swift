@@ -103,6 +103,7 @@ public struct ShadowRole: Hashable, Sendable {
     /// The role of a page that the paging of `context` starts from.
     init(root context: PagingContext, quadrant: Int) {
         rights = GuestWalk.Rights()
+        isSystemManagement = context.isSystemManagement
         format = context.tableFormat
         level = format == .long ? 4 : 2
         if format == .none {

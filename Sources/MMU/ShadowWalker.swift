@@ -152,7 +152,7 @@ public final class ShadowWalker {
                         isGlobal: entry.isGlobal && hasGlobalPages, pageShift: entry.guestPageSize.shift))
             }
             guard entry.isDevice, entry.allowsDevice(permission) else { return .none }
-            let generation = mmu.memory.generation(addressSpace: 0).rawValue
+            let generation = mmu.memory.generation(addressSpace: context.addressSpace).rawValue
             guard generation >> ShadowEntry.generationBits == era, entry.isMade(under: generation) else {
                 return .none
             }
@@ -273,7 +273,8 @@ public final class ShadowWalker {
     /// Tells the tables of contexts with the same number apart; not 0.
     private static func rootKey(_ context: PagingContext) -> UInt64 {
         // PAE's pointer table is smaller than a page.
-        (context.tableFormat == .physicalAddressExtension ? context.cr3 & 0xFFFF_FFE0 : context.root) | 1
+        (context.tableFormat == .physicalAddressExtension ? context.cr3 & 0xFFFF_FFE0 : context.root)
+            | (context.isSystemManagement ? 3 : 1)
     }
 
     private func updateRequirement() {

@@ -21,8 +21,13 @@ extension Processor {
     }
 
     var pagingContext: PagingContext {
-        PagingContext(cr0: system.cr0, cr3: system.cr3, cr4: system.cr4, efer: system.efer)
+        PagingContext(
+            cr0: system.cr0, cr3: system.cr3, cr4: system.cr4, efer: system.efer,
+            isSystemManagement: system.systemManagement.isActive)
     }
+
+    /// The address space whose slots are the processor's memory.
+    var addressSpace: Int { system.systemManagement.isActive ? 1 : 0 }
 
     /// Checks or truncates a linear address as the mode says.
     func normalized(_ linear: UInt64) throws(GuestFault) -> UInt64 {
@@ -76,7 +81,7 @@ extension Processor {
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
-        guard let slot = memory.lookup(frame, addressSpace: 0, cache: &lastSlot) else {
+        guard let slot = memory.lookup(frame, addressSpace: addressSpace, cache: &lastSlot) else {
             install(linear, access, isDevice: true)
             return .device(translation.physical | linear & 0xFFF)
         }
@@ -87,7 +92,7 @@ extension Processor {
         if access.kind == .write {
             if isReadOnly { return .device(translation.physical | linear & 0xFFF) }
             slot.pointee.markDirty(frame: frame, ring: walk.dirtyRing)
-            if cache.isMarked(frame.value) || shadow?.mmu.isTracked(frame.value) == true {
+            if cache.isMarked(page.pageNumber) || shadow?.mmu.isTracked(frame.value) == true {
                 return .memory(host, page: frame.value, isGuarded: true)
             }
             tlb.insert(
@@ -204,7 +209,9 @@ extension Processor {
             switch try resolve(address, .write, privilege) {
             case .memory(let host, let page, let isGuarded):
                 if isGuarded {
-                    storeGuarded(page, host, part)
+                    storeGuarded(page, host, byteCount: count) {
+                        host.copyMemory(from: part.baseAddress.unsafelyUnwrapped, byteCount: count)
+                    }
                 } else {
                     host.copyMemory(from: part.baseAddress.unsafelyUnwrapped, byteCount: count)
                 }
@@ -215,20 +222,24 @@ extension Processor {
     }
 
     /// Stores to a page that may hold translated code, or a table whose stores are caught.
-    private func storeGuarded(_ page: UInt64, _ host: UnsafeMutableRawPointer, _ bytes: UnsafeRawBufferPointer) {
+    ///
+    /// - Parameters:
+    ///   - page: the guest frame.
+    ///   - host: the first byte that `store` changes.
+    func storeGuarded(
+        _ page: UInt64, _ host: UnsafeMutableRawPointer, byteCount: Int, _ store: () -> Void
+    ) {
         let offset = Int(UInt(bitPattern: host) & 0xFFF)
         var dropped = false
-        let store = {
-            dropped = self.cache.store(to: page, offset: offset, byteCount: bytes.count) {
-                host.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped, byteCount: bytes.count)
-            }
+        func storeToCode() {
+            dropped = cache.store(to: host.pageNumber, offset: offset, byteCount: byteCount, store)
         }
         if let shadow, shadow.mmu.isTracked(page) {
             withHostControl {
-                shadow.mmu.guestStore(frame: page, offset: offset, byteCount: bytes.count, store)
+                shadow.mmu.guestStore(frame: page, offset: offset, byteCount: byteCount, storeToCode)
             }
         } else {
-            store()
+            storeToCode()
         }
         if dropped { forgetDroppedBlocks() }
     }

@@ -214,21 +214,21 @@ extension Processor {
     private func translate(
         _ linear: UInt64, _ physical: UInt64, _ form: BlockTranslator.Form
     ) throws(GuestFault) -> TranslationCache.Block? {
-        let page = physical >> 12
-        guard let host = hostPage(page) else { throw .notExecutable }
-        if try guardIfNeeded(page) { return nil }
+        guard let host = hostPage(physical >> 12) else { throw .notExecutable }
+        if guardIfNeeded(host) { return nil }
         let offset = Int(physical & 0xFFF)
         // An instruction that runs into the next page is a block of its own.
         var second: (page: UInt64, host: UnsafeMutableRawPointer)?
         if case .truncated = decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
             let next = try fetchPhysical(nextPage(linear)) >> 12
             guard let nextHost = hostPage(next) else { throw .notExecutable }
-            if try guardIfNeeded(next) { return nil }
+            if guardIfNeeded(nextHost) { return nil }
             second = (next, nextHost)
         }
         let limit = !form.isLinked || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
         return cache.translate(
-            physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage, mode: mode,
+            physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage,
+            hostPages: (host.pageNumber, (second?.host ?? host).pageNumber), mode: mode,
             modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
         ) {
             if let second {
@@ -243,12 +243,13 @@ extension Processor {
         return mode.codeSize == .bits64 ? next : next & 0xFFFF_FFFF
     }
 
-    /// Makes sure that nobody writes to `page` unnoticed. Returns whether anything had to be done, after which what was
-    /// known about mappings may be out of date.
-    private func guardIfNeeded(_ page: UInt64) throws(GuestFault) -> Bool {
+    /// Makes sure that nobody writes to the page at `host` unnoticed. Returns whether anything had to be done, after which
+    /// what was known about mappings may be out of date.
+    private func guardIfNeeded(_ host: UnsafeMutableRawPointer) -> Bool {
+        let page = host.pageNumber
         if cache.isGuarded(page) { return false }
         cache.mark(page)
-        shadow?.mmu.revokeWrites(frame: page)
+        shadow?.mmu.revokeWrites(hostPage: page)
         tlb.dropWriteEntries()
         platform.requestOthers(.dropWriteEntries)
         cache.guardPage(page)
@@ -258,7 +259,7 @@ extension Processor {
     private func hostPage(_ page: UInt64) -> UnsafeMutableRawPointer? {
         let frame = GuestFrameNumber(page)
         return memory.withReadSection {
-            memory.lookup(frame, addressSpace: 0, cache: &lastSlot)?.pointee.hostPointer(for: frame)
+            memory.lookup(frame, addressSpace: addressSpace, cache: &lastSlot)?.pointee.hostPointer(for: frame)
         }
     }
 
@@ -552,6 +553,11 @@ extension Processor {
         commitClientAccesses()
         return result
     }
+}
+
+extension UnsafeMutableRawPointer {
+    /// The number of the host's page, by which the cache of blocks knows it.
+    @inlinable var pageNumber: UInt64 { UInt64(UInt(bitPattern: self)) >> 12 }
 }
 
 extension DecodedInstruction {

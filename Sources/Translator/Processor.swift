@@ -274,6 +274,7 @@ public final class Processor {
         mode.isProtected = system.isProtectedMode
         mode.isSystem = system.cpl == 0
         mode.allowsTimeStamp = system.cpl == 0 || system.cr4 & CR4.timeStampDisable == 0
+        mode.isSystemManagement = system.systemManagement.isActive
         mode.allowsBaseAccess = system.cr4 & CR4.fsgsbase != 0
         if !is64 {
             for segment in SegmentRegister.allCases where state.segmentBase(segment) != 0 {

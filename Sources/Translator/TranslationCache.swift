@@ -5,12 +5,13 @@ import X86
 
 /// The translated blocks of one machine, shared by its processors.
 ///
-/// Blocks are keyed by the guest physical address of their first byte and their translation mode, and belong to the page
-/// (or two) their bytes lie in. Direct links exist only within a page, so dropping all blocks of a page at once leaves no
+/// Blocks are keyed by the guest physical address of their first byte and their translation mode, which tells the address
+/// space, and belong to the page (or two) of the host's memory their bytes lie in: guests can reach the same memory at
+/// several addresses, and through slots of both address spaces, and a store to it counts whatever way it takes. Direct links exist only within a page, so dropping all blocks of a page at once leaves no
 /// link into a dropped block; jump caches are dropped by their owners on request. Memory of dropped blocks is not
 /// reused until the whole cache is reset, which happens while no processor runs guest code.
 ///
-/// A page with blocks is *guarded*: no processor holds a software-TLB entry that lets translated code write to it. The
+/// A page of the host's, named by its number, with blocks is *guarded*: no processor holds a software-TLB entry that lets translated code write to it. The
 /// first translation marks the page, has all processors drop their write entries, and reads the bytes after they
 /// acknowledged.
 ///
@@ -23,7 +24,7 @@ public final class TranslationCache: @unchecked Sendable {
 
     private var used: Int
     private let blocks: ChunkedArray<CompactBlock>
-    /// The second pages of the blocks that span two, by block number.
+    /// The guest's second pages of the blocks that span two, by block number.
     private var secondPages: [Int32: UInt64] = [:]
     private let instructions = InstructionTable()
     private let sites: ChunkedArray<InstructionSite>
@@ -44,13 +45,13 @@ public final class TranslationCache: @unchecked Sendable {
         var modeNumber: UInt8
         var form: BlockTranslator.Form
         var physical: UInt64
-        /// The page of the second part of a spanning instruction, or ``noPage``.
+        /// The guest's page with the second part of a spanning instruction, or ``noPage``.
         var secondPage: UInt64
 
         static var noPage: UInt64 { ~0 }
     }
 
-    /// A guest page with translated code.
+    /// A page of the host's with translated code.
     private struct CodePage {
         var blocks: [Int32] = []
         /// 64-byte pieces that blocks were translated from.
@@ -147,7 +148,9 @@ public final class TranslationCache: @unchecked Sendable {
 
     // MARK: Guarded pages
 
-    /// Whether blocks may be translated from `page` (a frame number).
+    // Pages are named by the numbers of the host's.
+
+    /// Whether blocks may be translated from `page`.
     func isGuarded(_ page: UInt64) -> Bool {
         lock.lock()
         defer { lock.unlock() }
@@ -258,17 +261,19 @@ public final class TranslationCache: @unchecked Sendable {
     }
 
     /// Translates a block from the bytes of one guarded page, or of two if its only instruction spans them.
+    /// - Parameters:
+    ///   - secondPage: the guest's second page, or ``Block/noPage``.
+    ///   - hostPages: the numbers of the host's pages.
     /// - Returns: nil if the page is no longer guarded.
     func translate(
-        physical: UInt64, secondPage: UInt64, mode: TranslationMode, modeNumber: UInt8, otherModeNumber: UInt8?,
-        form: BlockTranslator.Form,
+        physical: UInt64, secondPage: UInt64, hostPages: (first: UInt64, second: UInt64), mode: TranslationMode,
+        modeNumber: UInt8, otherModeNumber: UInt8?, form: BlockTranslator.Form,
         decode: () -> (instructions: [ClassifiedInstruction], spansNext: Bool)
     ) -> Block? {
         lock.lock()
         defer { lock.unlock() }
-        let page = physical >> 12
-        guard pages[page]?.isGuarded ?? false else { return nil }
-        if secondPage != Block.noPage && !(pages[secondPage]?.isGuarded ?? false) { return nil }
+        guard pages[hostPages.first]?.isGuarded ?? false else { return nil }
+        if secondPage != Block.noPage && !(pages[hostPages.second]?.isGuarded ?? false) { return nil }
         // The bytes are read while the lock keeps stores to the page out.
         let (decoded, spansNext) = decode()
         var translator = BlockTranslator(
@@ -304,10 +309,10 @@ public final class TranslationCache: @unchecked Sendable {
                 start: buffer.addresses.lowerBound))
         insertLocked(index)
         let end = decoded.reduce(0) { max($0, $1.offset + Int($1.decoded.length)) }
-        note(index, page, from: Int(physical & 0xFFF), to: min(end, 4096))
+        note(index, hostPages.first, from: Int(physical & 0xFFF), to: min(end, 4096))
         if secondPage != Block.noPage {
             secondPages[index] = secondPage
-            note(index, secondPage, from: 0, to: 16)
+            note(index, hostPages.second, from: 0, to: 16)
         }
         return block
     }

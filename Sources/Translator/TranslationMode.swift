@@ -72,6 +72,12 @@ struct TranslationMode: Hashable {
         set { set(13, 1, newValue ? 1 : 0) }
     }
 
+    /// System management mode: the code lies in the slots of address space 1.
+    var isSystemManagement: Bool {
+        get { bits(14, 1) != 0 }
+        set { set(14, 1, newValue ? 1 : 0) }
+    }
+
     /// Whether the base of `segment` has to be added to addresses. Always for FS and GS.
     func hasBase(_ segment: SegmentRegister) -> Bool { bits(16 + UInt32(segment.rawValue), 1) != 0 }
     mutating func setBase(_ segment: SegmentRegister, _ value: Bool) {

@@ -12,7 +12,7 @@ import X86
 extension UserspaceVCPU {
     private static let knownEventFlags = UInt32(
         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW
-            | KVM_VCPUEVENT_VALID_PAYLOAD)
+            | KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD)
 
     /// Without the capability for payloads a client finds what a pending exception does to CR2 and DR6 in these registers.
     /// > Source: Linux, `kvm_handle_exception_payload_quirk` (behaviour).
@@ -24,12 +24,17 @@ extension UserspaceVCPU {
         showExceptionPayload()
         let system = processor.system
         var events = VCPUEvents()
-        events.flags = UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW)
+        events.flags = UInt32(
+            KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM)
         if let event = system.pendingEvent { describe(event, in: &events) }
         events.interrupt.shadow = processor.hasInterruptShadow ? UInt8(KVM_X86_SHADOW_INT_STI) : 0
         events.nmi.pending = hasPendingNMI ? 1 : 0
         events.nmi.masked = system.nmiBlocked ? 1 : 0
         events.sipi_vector = UInt32(startupVector)
+        events.smi.smm = system.systemManagement.isActive ? 1 : 0
+        events.smi.pending = hasSignal(.systemManagement) ? 1 : 0
+        events.smi.smm_inside_nmi = system.systemManagement.isInsideNMI ? 1 : 0
+        events.smi.latched_init = apic?.hasPendingInitialize == true ? 1 : 0
         if vm.reportsExceptionPayloads.load(ordering: .relaxed) { events.flags |= UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) }
         return events
     }
@@ -54,7 +59,8 @@ extension UserspaceVCPU {
         }
     }
 
-    /// - Throws: `EINVAL`, with nothing changed, for unknown flags or vectors that are no exceptions.
+    /// - Throws: `EINVAL`, with nothing changed, for unknown flags, vectors that are no exceptions, or system management mode
+    ///   on a vCPU that waits for SIPI.
     func setEvents(_ events: VCPUEvents) throws(Errno) {
         guard events.flags & ~Self.knownEventFlags == 0 else { throw .invalidArgument }
         let hasPayloads = vm.reportsExceptionPayloads.load(ordering: .relaxed)
@@ -62,6 +68,13 @@ extension UserspaceVCPU {
         guard !usesPayload || hasPayloads else { throw .invalidArgument }
         let hasException = events.exception.injected != 0 || usesPayload && events.exception.pending != 0
         if hasException, events.exception.nr > 31 || events.exception.nr == 2 { throw .invalidArgument }
+        let hasSystemManagement = events.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0
+        // A processor that waits for SIPI is not in the mode: INIT would have waited.
+        if hasSystemManagement, events.smi.smm != 0 || events.smi.pending != 0,
+            processor.system.activity == .initReceived
+        {
+            throw .invalidArgument
+        }
 
         processor.system.pendingEvent = event(in: events, hasException: hasException, usesPayload: usesPayload)
         if events.flags & UInt32(KVM_VCPUEVENT_VALID_SHADOW) != 0 {
@@ -72,6 +85,16 @@ extension UserspaceVCPU {
         if events.flags & UInt32(KVM_VCPUEVENT_VALID_SIPI_VECTOR) != 0, apic != nil {
             startupVector = UInt8(truncatingIfNeeded: events.sipi_vector)
         }
+        if hasSystemManagement { setSystemManagement(events) }
+    }
+
+    private func setSystemManagement(_ events: VCPUEvents) {
+        processor.setSystemManagement(isActive: events.smi.smm != 0)
+        if events.smi.smm != 0 {
+            processor.system.systemManagement.isInsideNMI = events.smi.smm_inside_nmi != 0
+        }
+        if events.smi.pending != 0 { signal(.systemManagement) } else { _ = takeSignal(.systemManagement) }
+        if events.smi.latched_init != 0 { apic?.postInitialize() } else { _ = apic?.takeInitialize() }
     }
 
     private func event(in events: VCPUEvents, hasException: Bool, usesPayload: Bool) -> PendingEvent? {

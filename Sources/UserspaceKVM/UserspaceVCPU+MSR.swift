@@ -24,7 +24,7 @@ enum MSRList {
             MSR.timeStampCounter, MSR.sysenterCS, MSR.sysenterESP, MSR.sysenterEIP, MSR.star, MSR.lstar, MSR.cstar,
             MSR.syscallMask, MSR.kernelGSBase, MSR.tscAux, MSR.pageAttributeTable, MSR.tscAdjust, MSR.tscDeadline,
             MSR.miscEnable, MSR.speculationControl, MSR.architecturalCapabilities, MSR.microcodeRevision,
-            MSR.machineCheckStatus, MSR.machineCheckControl, MSR.platformInformation, MSR.miscFeaturesEnable,
+            MSR.systemManagementBase, MSR.systemManagementInterruptCount, MSR.machineCheckStatus, MSR.machineCheckControl, MSR.platformInformation, MSR.miscFeaturesEnable,
             MSR.powerControl, MSR.featureControl, MSR.amdHardwareConfiguration, MSR.amdDecodeConfiguration,
             ParavirtualMSR.systemTimeOld, ParavirtualMSR.wallClockOld, ParavirtualMSR.systemTime,
             ParavirtualMSR.wallClock, MSR.memoryTypeDefault, MSR.fixedRange64K, MSR.fixedRange16K0,
@@ -114,7 +114,11 @@ extension UserspaceVCPU {
 
     /// `KVM_GET_MSRS`: nil if there is no such register.
     /// > Concurrency: the owner, outside.
-    func readClientMSR(_ index: UInt32) -> UInt64? { try? processor.readMSR(index, by: .client) }
+    func readClientMSR(_ index: UInt32) -> UInt64? {
+        // The guest reaches it in the save area only.
+        if index == MSR.systemManagementBase { return processor.system.systemManagement.base }
+        return try? processor.readMSR(index, by: .client)
+    }
 
     /// `KVM_SET_MSRS`: false if there is no such register, or it does not take the value.
     /// > Concurrency: the owner, outside.
@@ -125,6 +129,8 @@ extension UserspaceVCPU {
         case MSR.apicBase:
             guard let apic else { return writeMSR(index, value, by: .client) }
             return apic.setBase(value, isFromClient: true)
+        case MSR.systemManagementBase:
+            processor.system.systemManagement.base = value
         default:
             guard (try? processor.writeMSR(index, value, by: .client)) != nil else { return false }
             processor.modeDidChange()

@@ -60,6 +60,9 @@ extension UserspaceVCPU {
         fresh.tscOffset = old.tscOffset
         fresh.tscAdjust = old.tscAdjust
         fresh.modelSpecific = old.modelSpecific
+        fresh.modelSpecific.systemManagementInterruptCount = 0
+        fresh.systemManagement.base = old.systemManagement.base
+        _ = takeSignal(.systemManagement)
         processor.system = fresh
         for register in GeneralRegister.allCases { processor.state[register] = 0 }
         startAtResetVector()
@@ -90,9 +93,14 @@ extension UserspaceVCPU {
     /// Takes INIT and SIPI.
     ///
     /// INIT makes the bootstrap processor start over and the others wait for SIPI; SIPI is lost on one that does not wait.
+    /// In system management mode INIT waits for its end.
     /// > Concurrency: the owner, outside.
     func acceptStartupSignals() {
         guard let apic, apic.hasPendingSignals else { return }
+        if processor.system.systemManagement.isActive {
+            _ = apic.takeStartup()
+            return
+        }
         if apic.takeInitialize() {
             initialize()
             apic.resetForInitialize()

@@ -41,7 +41,7 @@ extension UserspaceVCPU {
             requests.enter()
             // Who asks for something from here on finds the vCPU inside and raises attention. What came before that, and
             // after the looks above, is found now.
-            if mustReturn || apic?.hasPendingInitialize == true { processor.raiseAttention() }
+            if mustReturn || hasAcceptableInitialize { processor.raiseAttention() }
             // The clock is slow to read: between the timer thread's signals, now and then is enough.
             counters.entries.increment()
             if takeSignal(.timer) || counters.entries.value & 15 == 0 { serviceTimer() }
@@ -144,16 +144,33 @@ extension UserspaceVCPU {
         let wasSignalled = requests.sleep(deadlineNanoseconds: deadline) { mustReturn || hasWakeEvent }
         if wasSignalled { throw interrupted() }
         serviceTimer()
-        if processor.system.activity == .halted, hasWakeEvent {
-            isUnhalted = false
-            processor.system.activity = .running
+        guard processor.system.activity == .halted, hasWakeEvent else { return }
+        if !hasOrdinaryWakeEvent {
+            // Nothing but a system management interrupt: its handler leads back into HLT.
+            requests.enter()
+            takeSystemManagementInterrupt(fromHalt: true)
+            requests.leave()
         }
+        isUnhalted = false
+        processor.system.activity = .running
+    }
+
+    /// An INIT waits, and not for the end of system management mode.
+    private var hasAcceptableInitialize: Bool {
+        apic?.hasPendingInitialize == true && !processor.system.systemManagement.isActive
     }
 
     /// Something is there that changes what this vCPU does now.
     private var hasWakeEvent: Bool {
+        if hasOrdinaryWakeEvent { return true }
+        return processor.system.activity == .halted && hasSignal(.systemManagement)
+            && processor.canAcceptSystemManagementInterrupt
+    }
+
+    /// As ``hasWakeEvent``, without system management interrupts.
+    private var hasOrdinaryWakeEvent: Bool {
         guard let apic else { return true }
-        if apic.hasPendingInitialize { return true }
+        if hasAcceptableInitialize { return true }
         switch processor.system.activity {
         case .initReceived: return apic.pendingStartupVector != nil
         case .uninitialized: return false
@@ -198,6 +215,7 @@ extension UserspaceVCPU {
             processor.wantsInterruptWindow = false
             return
         }
+        if hasSignal(.systemManagement) { acceptSystemManagementInterrupt() }
         if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, !processor.isCompletingAccess, takeNMI()
         {
             processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)
@@ -215,6 +233,22 @@ extension UserspaceVCPU {
             }
         }
         processor.wantsInterruptWindow = hasInterrupt
+    }
+
+    /// Enters system management mode, or has the processor come back as soon as it can.
+    private func acceptSystemManagementInterrupt() {
+        // The end of the mode raises attention.
+        if processor.system.systemManagement.isActive { return }
+        if processor.canAcceptSystemManagementInterrupt {
+            takeSystemManagementInterrupt(fromHalt: false)
+        } else {
+            processor.raiseAttention()
+        }
+    }
+
+    private func takeSystemManagementInterrupt(fromHalt isHalted: Bool) {
+        _ = takeSignal(.systemManagement)
+        processor.enterSystemManagement(fromHalt: isHalted)
     }
 
     private func takeNMI() -> Bool {

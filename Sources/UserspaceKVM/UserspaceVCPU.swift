@@ -158,8 +158,10 @@ struct VCPUSignals: OptionSet, Sendable {
     static let clockChanged = Self(rawValue: 1 << 1)
     /// The deadline of the local APIC's timer has passed.
     static let timer = Self(rawValue: 1 << 2)
+    /// A system management interrupt.
+    static let systemManagement = Self(rawValue: 1 << 3)
     /// `KVM_RUN` is to return.
-    static let interrupt = Self(rawValue: 1 << 3)
+    static let interrupt = Self(rawValue: 1 << 4)
 }
 
 extension UserspaceVCPU: RequestTarget {
@@ -171,6 +173,8 @@ extension UserspaceVCPU: RequestTarget {
 
 extension UserspaceVCPU: LocalAPICHost {
     func kick() { requests.kick() }
+
+    func postSystemManagementInterrupt() { signal(.systemManagement) }
 
     func send(_ message: InterruptMessage) {
         if let router = vm.router, let apic { router.deliver(message, from: apic) }

@@ -15,6 +15,7 @@ public enum MSR {
     @inlinable public static var predictionCommand: UInt32 { 0x0000_0049 }
     @inlinable public static var microcodeUpdate: UInt32 { 0x0000_0079 }
     @inlinable public static var microcodeRevision: UInt32 { 0x0000_008B }
+    @inlinable public static var systemManagementBase: UInt32 { 0x0000_009E }
     @inlinable public static var frontSideBusFrequency: UInt32 { 0x0000_00CD }
     @inlinable public static var platformInformation: UInt32 { 0x0000_00CE }
     @inlinable public static var memoryTypeCapabilities: UInt32 { 0x0000_00FE }

@@ -16,6 +16,7 @@ public struct ModelSpecificRegisters: Sendable {
     /// Bit 1: LFENCE waits for all earlier instructions, as the host's does.
     public var amdDecodeConfiguration: UInt64 = 2
     public var amdErrataCount: UInt64 = 0
+    public var systemManagementInterruptCount: UInt64 = 0
     public var amdErrataStatus: UInt64 = 0
 
     public init() {}

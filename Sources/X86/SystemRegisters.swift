@@ -47,6 +47,7 @@ public struct SystemRegisters: Sendable {
     /// An NMI is being handled; IRET ends that.
     public var nmiBlocked = false
     public var activity = Activity.running
+    public var systemManagement = SystemManagementState()
     /// An exception, interrupt or NMI whose delivery the client or a fault interrupted.
     public var pendingEvent: PendingEvent?
 
@@ -90,6 +91,18 @@ public struct SystemRegisters: Sendable {
     @inlinable public var isPagingEnabled: Bool { cr0 & CR0.paging != 0 }
     /// Long mode with a 64-bit code segment.
     @inlinable public var is64BitMode: Bool { isLongModeActive && cs.isLong }
+}
+
+/// Where a processor stands with system management mode (SMM).
+public struct SystemManagementState: Sendable {
+    /// The processor is in the mode.
+    public var isActive = false
+    /// NMIs were blocked when the mode was entered, and RSM leaves them so.
+    public var isInsideNMI = false
+    /// SMBASE: the handler starts 8000H behind it, and the state is saved in the 512 bytes from FE00H on.
+    public var base: UInt64 = 0x3_0000
+
+    @inlinable public init() {}
 }
 
 /// An event on its way into the guest.

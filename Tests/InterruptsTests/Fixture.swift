@@ -7,6 +7,8 @@ final class TestVCPU: LocalAPICHost, @unchecked Sendable {
     private(set) var apic: LocalAPIC!
     weak var machine: TestMachine?
     let kicks = Atomic<Int>(0)
+    /// System management interrupts.
+    let managementInterrupts = Atomic<Int>(0)
     private(set) var sent: [InterruptMessage] = []
     private(set) var ended: [UInt8] = []
     private(set) var armed: [UInt64?] = []
@@ -18,6 +20,8 @@ final class TestVCPU: LocalAPICHost, @unchecked Sendable {
     }
 
     func kick() { kicks.wrappingAdd(1, ordering: .relaxed) }
+
+    func postSystemManagementInterrupt() { managementInterrupts.wrappingAdd(1, ordering: .relaxed) }
 
     func send(_ message: InterruptMessage) {
         sent.append(message)

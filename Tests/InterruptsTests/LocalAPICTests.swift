@@ -98,6 +98,21 @@ import Testing
         #expect(vcpu.read(TestVCPU.vectorOffset(.performance)) == 0x10400)
     }
 
+    /// By message, by the command register and from the vector table; the vector does not matter.
+    @Test func systemManagementInterrupts() {
+        let machine = TestMachine(vcpuCount: 2, enabled: false)
+        let target = machine.vcpus[1]
+        #expect(target.apic.accept(InterruptMessage(destination: 1, deliveryMode: .smi, vector: 0)) == .delivered)
+        machine.vcpus[0].write(APICRegister.commandHigh, 1 << 24)
+        machine.vcpus[0].write(APICRegister.command, 0x4200)
+        #expect(target.managementInterrupts.load(ordering: .relaxed) == 2)
+        #expect(machine.vcpus[0].managementInterrupts.load(ordering: .relaxed) == 0)
+        target.enable()
+        target.write(TestVCPU.vectorOffset(.thermal), 0x200)
+        #expect(target.apic.raise(.thermal) == .delivered)
+        #expect(target.managementInterrupts.load(ordering: .relaxed) == 3)
+    }
+
     @Test func localVectorsDeliverInTheirMode() {
         let vcpu = TestVCPU()
         vcpu.enable()

@@ -17,6 +17,7 @@ import Testing
         }
 
         func kick() { attention.store(true, ordering: .sequentiallyConsistent) }
+        func postSystemManagementInterrupt() {}
         func send(_ message: InterruptMessage) {}
         func broadcastEndOfInterrupt(vector: UInt8) {}
         func armTimer(deadlineNanoseconds: UInt64?) {}

@@ -39,9 +39,10 @@ final class TestMachine: @unchecked Sendable {
         memory = GuestMemory(initialGeneration: initialGeneration)
         let guarded = GuardedFrames()
         self.guarded = guarded
+        let firstPage = UInt64(UInt(bitPattern: ram.baseAddress)) >> 12
         mmu = ShadowMMU(
             memory: memory, domain: domain, pageLimit: pageLimit, trackingThreshold: trackingThreshold,
-            isGuarded: { guarded.contains($0) })
+            isGuarded: { guarded.contains($0 &- firstPage) })
         try set(slot: 0, frame: 0, pages: UInt64(frameCount), host: UInt(bitPattern: ram.baseAddress))
     }
 
@@ -62,9 +63,10 @@ final class TestMachine: @unchecked Sendable {
         slot.baseFrame.value..<slot.baseFrame.value + slot.pageCount
     }
 
+    /// - Parameter frame: of slot 0.
     func setGuarded(_ frame: UInt64, _ isGuarded: Bool) {
         guarded.set(frame, isGuarded)
-        if isGuarded { mmu.revokeWrites(frame: frame) }
+        if isGuarded { mmu.revokeWrites(hostPage: UInt64(UInt(bitPattern: ram.baseAddress)) >> 12 + frame) }
     }
 
     // MARK: Guest memory

@@ -139,6 +139,7 @@ extension Processor {
         case MSR.amdHardwareConfiguration: return system.modelSpecific.amdHardwareConfiguration
         case MSR.amdDecodeConfiguration: return system.modelSpecific.amdDecodeConfiguration
         case MSR.amdErrataCount: return system.modelSpecific.amdErrataCount
+        case MSR.systemManagementInterruptCount: return system.modelSpecific.systemManagementInterruptCount
         case MSR.amdErrataStatus: return system.modelSpecific.amdErrataStatus
         // 100 MHz.
         case MSR.frontSideBusFrequency: return 3
@@ -154,8 +155,8 @@ extension Processor {
     /// Registers that kernels read, and some write, without asking CPUID first.
     private static func isConstantZero(_ index: UInt32) -> Bool {
         switch index {
-        case MSR.platformID, MSR.powerOnConfiguration, MSR.systemManagementInterruptCount, MSR.performanceControl,
-            MSR.debugControl, MSR.lastBranchFrom...MSR.lastInterruptTo, MSR.powerUnit,
+        case MSR.platformID, MSR.powerOnConfiguration, MSR.performanceControl, MSR.debugControl,
+            MSR.lastBranchFrom...MSR.lastInterruptTo, MSR.powerUnit,
             MSR.supervisorState, MSR.amdPerformance0...MSR.amdPerformanceLast, MSR.amdSystemConfiguration,
             MSR.amdNorthbridgeConfiguration, MSR.amdInterruptPending, MSR.amdMMIOConfigurationBase,
             MSR.amdSMMAddress, MSR.amdSMMMask, MSR.amdHostSaveAddress, MSR.amdLoadStoreConfiguration,
@@ -288,6 +289,9 @@ extension Processor {
         case MSR.amdErrataStatus:
             try require(writer == .client)
             system.modelSpecific.amdErrataStatus = value
+        case MSR.systemManagementInterruptCount:
+            try require(writer == .client)
+            system.modelSpecific.systemManagementInterruptCount = value
         // Branch records and branch stepping do not exist.
         case MSR.debugControl: try require(value & ~3 == 0)
         case MSR.supervisorState, MSR.amdMMIOConfigurationBase: try require(value == 0)

@@ -112,11 +112,10 @@ extension Processor {
         guard case .memory(let host, let page, _) = try resolve(normalized(linear), .write, .current) else {
             return false
         }
-        // Translated code lies in the page; the cache has to know which bytes change.
+        // Translated code or a table lies in the page; who watches it has to know which bytes change.
         let byteCount = Int(count) * operation.elementByteCount
-        var offset = Int(linear & 0xFFF)
-        if operation.isBackwards { offset -= byteCount - operation.elementByteCount }
-        if cache.store(to: page, offset: offset, byteCount: byteCount, { body(host) }) { forgetDroppedBlocks() }
+        let first = operation.isBackwards ? host - (byteCount - operation.elementByteCount) : host
+        storeGuarded(page, first, byteCount: byteCount) { body(host) }
         return true
     }
 

@@ -61,8 +61,14 @@ extension Processor {
 
     /// Fails with #GP(0) if paging is PAE's with these registers and its pointer table cannot be loaded.
     private func checkPointers(cr0: UInt64, cr3: UInt64, cr4: UInt64) throws(GuestFault) {
-        let context = PagingContext(cr0: cr0, cr3: cr3, cr4: cr4, efer: system.efer)
-        guard context.isPaging, cr4 & CR4.physicalAddressExtension != 0, system.efer & EFER.longModeEnable == 0 else {
+        try checkPointers(cr0: cr0, cr3: cr3, cr4: cr4, efer: system.efer)
+    }
+
+    /// As the other, with another EFER.
+    func checkPointers(cr0: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) throws(GuestFault) {
+        let context = PagingContext(
+            cr0: cr0, cr3: cr3, cr4: cr4, efer: efer, isSystemManagement: system.systemManagement.isActive)
+        guard context.isPaging, cr4 & CR4.physicalAddressExtension != 0, efer & EFER.longModeEnable == 0 else {
             return
         }
         if !memory.withReadSection({ walk.hasValidPointers(context) }) { throw .generalProtection() }
@@ -95,16 +101,23 @@ extension Processor {
     ///
     /// Segments have to be set first (see ``setSegment(_:_:)``).
     public func replaceControlRegisters(cr0: UInt64, cr2: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) {
-        system.cr0 = ControlRegisterRules.effectiveCR0(cr0)
         system.cr2 = cr2
+        loadControlRegisters(cr0: cr0, cr3: cr3, cr4: cr4, efer: efer)
+        // The client may have written the tables as well, which nobody catches.
+        if let shadow, shadow.mmu.tracksFrames { shadow.mmu.zapAll {} }
+    }
+
+    /// Gives CR0, CR3, CR4 and EFER values that go together, and forgets what was translated under the old ones.
+    ///
+    /// Segments and the address space have to be set first.
+    func loadControlRegisters(cr0: UInt64, cr3: UInt64, cr4: UInt64, efer: UInt64) {
+        system.cr0 = ControlRegisterRules.effectiveCR0(cr0)
         system.cr3 = cr3
         system.cr4 = cr4
         system.efer = efer
         mirrorSegmentBases()
         flushTLB(.all)
         flushTLB(.contextSwitch(preserving: false))
-        // The client may have written the tables as well, which nobody catches.
-        if let shadow, shadow.mmu.tracksFrames { shadow.mmu.zapAll {} }
         modeDidChange()
     }
 
@@ -114,13 +127,13 @@ extension Processor {
         walk.flush()
     }
 
-    private var physicalAddressBits: UInt64 {
+    var physicalAddressBits: UInt64 {
         let bits = UInt64(platform.cpuid(function: 0x8000_0008, index: 0).eax & 0xFF)
         return bits == 0 ? 36 : min(bits, 52)
     }
 
     /// The bits of CR4 that exist on this processor.
-    private var cr4Bits: UInt64 {
+    var cr4Bits: UInt64 {
         let leaf1 = platform.cpuid(function: 1, index: 0)
         let leaf7 = platform.cpuid(function: 7, index: 0)
         return ControlRegisterRules.cr4Bits(

@@ -109,6 +109,7 @@ extension Processor {
         case ZYDIS_MNEMONIC_INVPCID: try executeInvalidateContext(i)
         case ZYDIS_MNEMONIC_INVD, ZYDIS_MNEMONIC_WBINVD: try executeCacheControl(i)
         case ZYDIS_MNEMONIC_VMCALL, ZYDIS_MNEMONIC_VMMCALL: try executeHypercall(i)
+        case ZYDIS_MNEMONIC_RSM: try executeResume()
         case ZYDIS_MNEMONIC_RDPMC: throw .generalProtection()
         // Without control-flow enforcement these are NOPs.
         case ZYDIS_MNEMONIC_RDSSPD, ZYDIS_MNEMONIC_RDSSPQ, ZYDIS_MNEMONIC_ENDBR32, ZYDIS_MNEMONIC_ENDBR64: advance(i)
@@ -130,12 +131,11 @@ extension DecodedInstruction {
         }
     }
 
-    /// An instruction of an extension that this processor never has: virtualization, monitoring, system management,
-    /// enclaves, control-flow enforcement.
+    /// An instruction of an extension that this processor never has: virtualization, monitoring, enclaves, control-flow
+    /// enforcement.
     fileprivate var isNeverOffered: Bool {
         switch mnemonic {
-        case ZYDIS_MNEMONIC_MONITOR, ZYDIS_MNEMONIC_MWAIT, ZYDIS_MNEMONIC_MONITORX, ZYDIS_MNEMONIC_MWAITX,
-            ZYDIS_MNEMONIC_RSM:
+        case ZYDIS_MNEMONIC_MONITOR, ZYDIS_MNEMONIC_MWAIT, ZYDIS_MNEMONIC_MONITORX, ZYDIS_MNEMONIC_MWAITX:
             return true
         default: break
         }

@@ -14,11 +14,12 @@ enum Extensions {
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
             .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
             .vcpuAttributes, .systemAttributes, .x86UserSpaceMSR, .x86MSRFilter, .msrPlatformInfo,
-            .setGuestDebug:
+            .setGuestDebug, .x86SMM:
             return 1
         case .setGuestDebug2: return Int(UserspaceVCPU.debugControls)
         case .synchronizedRegisters: return Int(UserspaceVCPU.synchronizedRegisters)
         case .machineCheck: return MachineCheck.maximumBankCount
+        case .multiAddressSpace: return 2
         case .irqRouting: return Limits.gsiCount
         case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount
         case .maximumVCPUID: return Limits.vcpuID

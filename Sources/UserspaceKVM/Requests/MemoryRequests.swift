@@ -52,8 +52,8 @@ extension UserspaceVM {
         }
     }
 
-    /// Drops what is cached of the slots that changes remove or replace: translations of addresses, and of code, which is
-    /// known by guest physical addresses. When it returns no vCPU uses any of it. Where all frames of the old slots are what
+    /// Drops what is cached of the slots that changes remove or replace: translations of addresses, and of code, which
+    /// belongs to the pages of their host memory. When it returns no vCPU uses any of it. Where all frames of the old slots are what
     /// they were, as when a slot is split, there is nothing to forget.
     private func forget(_ changes: [MemorySlotChange]) {
         let changes = changes.filter { change in change.old.map { !memory.hasSameMapping(as: $0) } ?? false }
@@ -72,7 +72,7 @@ extension UserspaceVM {
         for change in changes {
             switch change {
             case .delete(let old), .move(let old, _):
-                if cache.drop(old.frameNumbers) { hasDropped = true }
+                if cache.drop(old.hostPageNumbers) { hasDropped = true }
             case .create, .flagsOnly: break
             }
         }
@@ -167,6 +167,12 @@ extension UserspaceVCPU {
 extension MemorySlotDescription {
     /// The numbers of the slot's guest frames.
     fileprivate var frameNumbers: Range<UInt64> { frames.lowerBound.value..<frames.upperBound.value }
+
+    /// The numbers of the host's pages that back it.
+    fileprivate var hostPageNumbers: Range<UInt64> {
+        let first = UInt64(hostAddress) >> pageShift
+        return first..<first + pageCount
+    }
 }
 
 extension UserMemoryRegion {

@@ -9,9 +9,13 @@ import X86
 extension UserspaceVCPU {
     /// > Concurrency: takes the vCPU's lock, which a `KVM_RUN` of another thread may hold for long.
     func handle(_ request: KVMRequest, _ argument: UInt) throws(Errno) -> Int32 {
+        // Not the owner's business: they must reach a vCPU that runs.
         if request == .nmi {
-            // Not the owner's business: it must reach a vCPU that runs.
             postNMI()
+            return 0
+        }
+        if request == .smi {
+            postSystemManagementInterrupt()
             return 0
         }
         if request == .run {

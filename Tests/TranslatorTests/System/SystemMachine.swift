@@ -17,14 +17,18 @@ final class SystemMachine: ProcessorPlatform {
     var processor: Processor { storage.unsafelyUnwrapped }
     var state: CPUState { processor.state }
     var taskPriority: UInt8 = 0
+    /// Whether CPUID tells of long mode.
+    var hasLongMode = true
 
     init() throws {
         ram = mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         let memory = GuestMemory()
-        let region = UserMemoryRegion(
-            slot: 0, flags: 0, guestPhysicalAddress: 0, memorySize: UInt64(byteCount),
-            userspaceAddress: UInt64(UInt(bitPattern: ram)))
-        try memory.setUserMemoryRegion(region) { _ in }
+        for addressSpace in 0..<2 as Range<UInt32> {
+            let region = UserMemoryRegion(
+                slot: addressSpace << 16, flags: 0, guestPhysicalAddress: 0, memorySize: UInt64(byteCount),
+                userspaceAddress: UInt64(UInt(bitPattern: ram)))
+            try memory.setUserMemoryRegion(region) { _ in }
+        }
         storage = try shadow.makeProcessor(memory, TranslationCache(byteCount: 1 << 20), self)
         storage?.prepare()
         for register in SegmentRegister.allCases {
@@ -216,7 +220,8 @@ final class SystemMachine: ProcessorPlatform {
         case 1: CPUIDResult(ecx: ~0, edx: ~0)
         case 7: CPUIDResult(ebx: ~0, ecx: ~0)
         case 0xD: CPUIDResult(eax: 7)
-        case 0x8000_0001: CPUIDResult(edx: ~0)
+        case 0x8000_0000: CPUIDResult(eax: 0x8000_0008)
+        case 0x8000_0001: CPUIDResult(edx: hasLongMode ? ~0 : ~(1 << 29))
         case 0x8000_0008: CPUIDResult(eax: 48)
         default: CPUIDResult()
         }

@@ -12,8 +12,10 @@ enum Extensions {
             .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .adjustClock, .internalErrorData, .vcpuEvents,
             .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
-            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking:
+            .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
+            .ioEvents, .ioEventNoLength, .ioEventAnyLength, .irqEvents, .irqEventResampling, .coalescedPIO:
             return 1
+        case .coalescedMMIO: return Limits.coalescedRingOffset / 4096
         case .irqRouting: return Limits.gsiCount
         case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount
         case .maximumVCPUID: return Limits.vcpuID

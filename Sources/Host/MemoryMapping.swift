@@ -143,8 +143,21 @@ public struct MemoryMapping: ~Copyable, @unchecked Sendable {
     public borrowing func duplicate(_ range: Range<Int>, at offset: Int) throws(Errno) {
         try check(range)
         try check(offset..<offset + range.count)
+        try duplicate(range, to: baseAddress + offset)
+    }
+
+    /// The same, in the place of a part of another mapping.
+    public borrowing func duplicate(
+        _ range: Range<Int>, in target: borrowing MemoryMapping, at offset: Int
+    ) throws(Errno) {
+        try check(range)
+        try target.check(offset..<offset + range.count)
+        try duplicate(range, to: target.baseAddress + offset)
+    }
+
+    private borrowing func duplicate(_ range: Range<Int>, to address: UnsafeMutableRawPointer) throws(Errno) {
         guard martlet_take_mapping() != 0 else { throw .noMemory }
-        let mapped = martlet_duplicate_mapping(baseAddress + range.lowerBound, range.count, baseAddress + offset)
+        let mapped = martlet_duplicate_mapping(baseAddress + range.lowerBound, range.count, address)
         if mapped == MAP_FAILED { throw lastError() }
     }
 

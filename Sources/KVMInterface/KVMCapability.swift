@@ -17,6 +17,8 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let pit = Self(rawValue: 11)
     public static let noIODelay = Self(rawValue: 12)
     public static let mpState = Self(rawValue: 14)
+    /// The answer is the number of the run area's page with the ring.
+    public static let coalescedMMIO = Self(rawValue: 15)
     public static let syncMMU = Self(rawValue: 16)
     public static let destroyMemoryRegionWorks = Self(rawValue: 21)
     public static let userNMI = Self(rawValue: 22)
@@ -25,9 +27,11 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let irqRouting = Self(rawValue: 25)
     public static let irqInjectStatus = Self(rawValue: 26)
     public static let joinMemoryRegionsWorks = Self(rawValue: 30)
+    public static let irqEvents = Self(rawValue: 32)
     public static let pit2 = Self(rawValue: 33)
     public static let setBootCPUID = Self(rawValue: 34)
     public static let pitState2 = Self(rawValue: 35)
+    public static let ioEvents = Self(rawValue: 36)
     public static let setIdentityMapAddress = Self(rawValue: 37)
     public static let adjustClock = Self(rawValue: 39)
     public static let internalErrorData = Self(rawValue: 40)
@@ -50,20 +54,26 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let kvmClockControl = Self(rawValue: 76)
     public static let signalMSI = Self(rawValue: 77)
     public static let readOnlyMemory = Self(rawValue: 81)
+    public static let irqEventResampling = Self(rawValue: 82)
     public static let ioapicPolarityIgnored = Self(rawValue: 97)
     public static let enableCapabilityVM = Self(rawValue: 98)
+    /// `KVM_CAP_IOEVENTFD_NO_LENGTH`.
+    public static let ioEventNoLength = Self(rawValue: 100)
     public static let checkExtensionVM = Self(rawValue: 105)
     public static let disableQuirks = Self(rawValue: 116)
     public static let x86SMM = Self(rawValue: 117)
-    public static let vcpuAttributes = Self(rawValue: 127)
     /// The answer is the number of address spaces of memory slots.
     public static let multiAddressSpace = Self(rawValue: 118)
+    /// `KVM_CAP_IOEVENTFD_ANY_LENGTH`.
+    public static let ioEventAnyLength = Self(rawValue: 122)
+    public static let vcpuAttributes = Self(rawValue: 127)
     /// The answer is the first vCPU id that is too large.
     public static let maximumVCPUID = Self(rawValue: 128)
     public static let x2APICAPI = Self(rawValue: 129)
     public static let immediateExit = Self(rawValue: 136)
     public static let getMSRFeatures = Self(rawValue: 153)
     public static let msrPlatformInfo = Self(rawValue: 159)
+    public static let coalescedPIO = Self(rawValue: 162)
     public static let exceptionPayload = Self(rawValue: 164)
     /// The answer is which of the flags `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE` and `KVM_DIRTY_LOG_INITIALLY_SET` can be enabled.
     public static let manualDirtyLogProtect = Self(rawValue: 168)

@@ -38,6 +38,12 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case reinjectControl = 0x0000_AE71
     case setGSIRouting = 0x4008_AE6A
     case signalMSI = 0x4020_AEA5
+    /// `KVM_IOEVENTFD`.
+    case setIOEvent = 0x4040_AE79
+    /// `KVM_IRQFD`.
+    case setInterruptEvent = 0x4020_AE76
+    case registerCoalescedZone = 0x4010_AE67
+    case unregisterCoalescedZone = 0x4010_AE68
     case setBootCPUID = 0x0000_AE78
     case setClock = 0x4030_AE7B
     case getClock = 0x8030_AE7C

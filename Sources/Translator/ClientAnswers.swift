@@ -5,13 +5,20 @@
 struct ClientAnswers {
     // Storage stays; an exit allocates nothing.
     private var values = [UInt64](repeating: 0, count: 8)
+    /// What each answer is for; ports and addresses.
+    private var places = [UInt64](repeating: 0, count: 8)
     private var count = 0
     private var used = 0
 
     var isEmpty: Bool { count == 0 }
 
-    mutating func append(_ value: UInt64) {
-        if count < values.count { values[count] = value } else { values.append(value) }
+    mutating func append(_ value: UInt64, to request: ClientRequest) {
+        if count == values.count {
+            values.append(0)
+            places.append(0)
+        }
+        values[count] = value
+        places[count] = request.place
         count += 1
     }
 
@@ -22,11 +29,29 @@ struct ClientAnswers {
         return values[used - 1]
     }
 
+    /// Takes the next answer if it is for an access of `place`: the client has made that access, so nobody else may, even who
+    /// would now.
+    mutating func takeAcknowledgement(of place: UInt64) -> Bool {
+        guard used < count, places[used] == place else { return false }
+        used += 1
+        return true
+    }
+
     /// The instruction starts over.
     mutating func rewind() { used = 0 }
 
     mutating func removeAll() {
         count = 0
         used = 0
+    }
+}
+
+extension ClientRequest {
+    /// The port or the address.
+    fileprivate var place: UInt64 {
+        switch self {
+        case .portIn(let port, _), .portOut(let port, _, _): UInt64(port)
+        case .mmioRead(let address, _), .mmioWrite(let address, _, _): address
+        }
     }
 }

@@ -305,7 +305,9 @@ extension Processor {
             withUnsafeMutableBytes(of: &value) { bytes in
                 bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: buffer[done..<done + count]))
             }
-            if !platform.writeMMIO(address, byteCount: count, value: value) {
+            if !clientAnswers.takeAcknowledgement(of: address),
+                !platform.writeMMIO(address, byteCount: count, value: value)
+            {
                 _ = try clientAccess(.mmioWrite(address: address, byteCount: count, value: value))
             }
             done += count
@@ -329,9 +331,9 @@ extension Processor {
 
     /// The client's answer to the read that ``run()`` last asked for; writes are acknowledged with 0.
     public func answerClientRead(_ value: UInt64) {
-        guard pendingClientRequest != nil else { return }
+        guard let request = pendingClientRequest else { return }
         pendingClientRequest = nil
-        clientAnswers.append(value)
+        clientAnswers.append(value, to: request)
     }
 
     /// The client's answer to an access to a model-specific register.
@@ -357,6 +359,7 @@ extension Processor {
     }
 
     public func writePort(_ port: UInt16, byteCount: Int, value: UInt32) throws(GuestFault) {
+        if clientAnswers.takeAcknowledgement(of: UInt64(port)) { return }
         if platform.writePort(port, byteCount: byteCount, value: value) { return }
         _ = try clientAccess(.portOut(port: port, byteCount: byteCount, value: value))
     }

@@ -12,19 +12,29 @@ final class DescriptorTable: @unchecked Sendable {
 
     enum Object: Sendable {
         case system
-        case machine(UserspaceVM)
+        case machine(MachineReference)
         case vcpu(VCPUReference)
         case statistics(StatisticsFile)
+    }
+
+    /// A machine while it has descriptors, its own or those of its vCPUs. Its threads end with the last: they refer to the
+    /// machine itself now and then, and cannot be ended where they let go of it.
+    final class MachineReference: Sendable {
+        let vm: UserspaceVM
+
+        init(_ vm: UserspaceVM) { self.vm = vm }
+
+        deinit { vm.endThreads() }
     }
 
     /// A vCPU and what keeps it alive; one object, so that a request counts no references that vCPUs share.
     final class VCPUReference: Sendable {
         let vcpu: UserspaceVCPU
-        private let vm: UserspaceVM
+        private let machine: MachineReference
 
-        init(_ vcpu: UserspaceVCPU, of vm: UserspaceVM) {
+        init(_ vcpu: UserspaceVCPU, of machine: MachineReference) {
             self.vcpu = vcpu
-            self.vm = vm
+            self.machine = machine
         }
     }
 

@@ -13,10 +13,12 @@ public enum Limits {
     public static let msrEntryCount = 256
     /// Entries of one `KVM_SET_GSI_ROUTING`, and the first GSI that is too large.
     public static let gsiCount = 4096
-    /// The run area: `kvm_run`, a page for port data, and the page where the coalesced MMIO ring would be.
+    /// The run area: `kvm_run`, a page for port data, and the machine's ring of coalesced writes.
     public static let runAreaByteCount = 3 * 4096
     /// Where port data lies in the run area.
     public static let portDataOffset = 4096
+    /// Where the ring lies in the run area; `KVM_CAP_COALESCED_MMIO` answers with the page's number.
+    public static let coalescedRingOffset = 2 * 4096
     /// Bytes of the XSAVE image.
     public static let xsaveByteCount = 4096
 }

@@ -45,7 +45,10 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
         }
         switch object {
         case .system: return try handleSystem(known, argument)
-        case .machine(let vm): return try handleMachine(vm, known, argument)
+        case .machine(let reference):
+            return try withExtendedLifetime(reference) { () throws(Errno) in
+                try handleMachine(reference, known, argument)
+            }
         case .vcpu(let reference):
             return try withExtendedLifetime(reference) { () throws(Errno) in
                 if known == .getStatisticsDescriptor { return try openStatistics(of: reference) }
@@ -121,8 +124,8 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     }
 
     public func inspect(_ machine: KVMDescriptor) -> MachineInspection? {
-        guard case .machine(let vm) = try? descriptors.object(machine) else { return nil }
-        return vm.inspect()
+        guard case .machine(let reference) = try? descriptors.object(machine) else { return nil }
+        return reference.vm.inspect()
     }
 
     public func kick(_ vcpu: KVMDescriptor) {

@@ -18,15 +18,16 @@ extension UserspaceVCPU: ProcessorPlatform {
     }
 
     func writeMMIO(_ address: UInt64, byteCount: Int, value: UInt64) -> Bool {
-        guard let apic else { return false }
-        if let offset = apic.pageOffset(of: address) {
+        if let apic, let offset = apic.pageOffset(of: address) {
             apic.writePage(offset: offset, byteCount: byteCount, value: value, now: now)
             noticeInterrupts()
             return true
         }
-        guard let ioapic = vm.router?.ioapic, let offset = ioapic.offset(of: address) else { return false }
-        ioapic.write(offset: offset, byteCount: byteCount, value: value)
-        return true
+        if let ioapic = vm.router?.ioapic, let offset = ioapic.offset(of: address) {
+            ioapic.write(offset: offset, byteCount: byteCount, value: value)
+            return true
+        }
+        return vm.writes.perform(.memory, address, byteCount: byteCount, value: value)
     }
 
     func readPort(_ port: UInt16, byteCount: Int) -> UInt32? {
@@ -37,7 +38,9 @@ extension UserspaceVCPU: ProcessorPlatform {
     }
 
     func writePort(_ port: UInt16, byteCount: Int, value: UInt32) -> Bool {
-        guard ownsPort(port) else { return false }
+        guard ownsPort(port) else {
+            return vm.writes.perform(.ports, UInt64(port), byteCount: byteCount, value: UInt64(value))
+        }
         for index in 0..<byteCount {
             writePortByte(port &+ UInt16(index), UInt8(truncatingIfNeeded: value >> UInt32(8 * index)))
         }

@@ -31,7 +31,8 @@ extension UserspaceVCPU {
         isUnhalted = false
         startupVector = 0
         signals.store(0, ordering: .relaxed)
-        runArea.bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        // Behind that is the machine's ring.
+        runArea.bytes[..<Limits.coalescedRingOffset].initializeMemory(as: UInt8.self, repeating: 0)
         apic?.resetForPowerUp()
         apic?.tscFrequencyKilohertz = vm.tscKilohertz
         // Forgets every translation, too: no request has reached it.

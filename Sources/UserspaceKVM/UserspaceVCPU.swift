@@ -76,6 +76,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         self.index = index
         self.vm = vm
         runMemory = try MemoryMapping.sharedAnonymous(byteCount: Limits.runAreaByteCount)
+        try vm.writes.ring.show(in: runMemory, at: Limits.coalescedRingOffset)
         runArea = RunArea(
             UnsafeMutableRawBufferPointer(start: runMemory.baseAddress, count: Limits.runAreaByteCount))
         clientAPICBase =

@@ -27,6 +27,8 @@ final class UserspaceVM: @unchecked Sendable {
     let mmu: MMUKind
     let gate = PauseGate()
     let timers = MachineTimers()
+    let writes: WriteBus
+    let interruptEvents = InterruptEvents()
 
     /// The VM lock: creation of vCPUs and controllers, and the settings below.
     let lock = FutexLock()
@@ -59,6 +61,7 @@ final class UserspaceVM: @unchecked Sendable {
         self.host = host
         tscKilohertz = TSCFrequency.kilohertz
         clock = MachineClock(tscKilohertz: tscKilohertz)
+        writes = try WriteBus()
         let cache = try TranslationCache()
         self.cache = cache
         self.mmu = mmu
@@ -66,7 +69,12 @@ final class UserspaceVM: @unchecked Sendable {
         vcpus = try ReservedTable(maximumCount: Limits.vcpuCount, maximumID: UInt32(Limits.vcpuID))
     }
 
-    deinit { timers.stop() }
+    /// Ends the machine's threads. Nothing happens by itself any more.
+    /// > Concurrency: once, on none of them.
+    func endThreads() {
+        interruptEvents.stop()
+        timers.stop()
+    }
 
     /// nil while the client has the interrupt controllers.
     var router: InterruptRouter? { routerReference.load() }

@@ -8,6 +8,7 @@
 #include <linux/membarrier.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -95,4 +96,41 @@ static inline int martlet_copy_by_kernel(void *destination, const void *source, 
 	struct iovec remote = {(void *)source, count};
 	long r = syscall(SYS_process_vm_readv, getpid(), &local, 1UL, &remote, 1UL, 0UL);
 	return r < 0 ? errno : (size_t)r == count ? 0 : EFAULT;
+}
+
+// Reads from the current offset if that needs no waiting, also where the file itself would wait (RWF_NOWAIT); the count or the
+// negated error number: EAGAIN if there is nothing, EOPNOTSUPP if the kernel cannot tell.
+static inline long martlet_read_without_waiting(int fd, void *buffer, size_t count)
+{
+	struct iovec target = {buffer, count};
+	long r = syscall(SYS_preadv2, fd, &target, 1UL, -1L, -1L, 8UL);
+	return r < 0 ? -errno : r;
+}
+
+// epoll, whose structure is packed; `token` comes back with each event.
+static inline int martlet_epoll_create(void)
+{
+	int fd = epoll_create1(EPOLL_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+// Waits for `fd` to become readable, for as long as it is.
+static inline int martlet_epoll_add(int epoll, int fd, uint64_t token)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = token};
+	return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
+}
+
+static inline int martlet_epoll_remove(int epoll, int fd)
+{
+	return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) < 0 ? errno : 0;
+}
+
+// Waits without limit for one event; 0, or the error number.
+static inline int martlet_epoll_wait(int epoll, uint64_t *token)
+{
+	struct epoll_event event;
+	if (epoll_wait(epoll, &event, 1, -1) < 0) return errno;
+	*token = event.data.u64;
+	return 0;
 }

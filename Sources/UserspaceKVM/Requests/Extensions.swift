@@ -14,12 +14,14 @@ enum Extensions {
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
             .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
             .vcpuAttributes, .systemAttributes, .x86UserSpaceMSR, .x86MSRFilter, .msrPlatformInfo,
-            .setGuestDebug, .x86SMM:
+            .setGuestDebug, .x86SMM, .ioEvents, .ioEventNoLength, .ioEventAnyLength, .irqEvents, .irqEventResampling,
+            .coalescedPIO:
             return 1
         case .setGuestDebug2: return Int(UserspaceVCPU.debugControls)
         case .synchronizedRegisters: return Int(UserspaceVCPU.synchronizedRegisters)
         case .machineCheck: return MachineCheck.maximumBankCount
         case .multiAddressSpace: return 2
+        case .coalescedMMIO: return Limits.coalescedRingOffset / 4096
         case .irqRouting: return Limits.gsiCount
         case .recommendedVCPUCount, .maximumVCPUCount: return Limits.vcpuCount
         case .maximumVCPUID: return Limits.vcpuID

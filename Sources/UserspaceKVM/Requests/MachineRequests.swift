@@ -5,10 +5,13 @@ import SystemPackage
 // Requests to a virtual machine: which there are, and those that create and configure.
 
 extension UserspaceKVM {
-    func handleMachine(_ vm: UserspaceVM, _ request: KVMRequest, _ argument: UInt) throws(Errno) -> Int32 {
+    func handleMachine(
+        _ reference: DescriptorTable.MachineReference, _ request: KVMRequest, _ argument: UInt
+    ) throws(Errno) -> Int32 {
+        let vm = reference.vm
         switch request {
         case .checkExtension: return Int32(clamping: Extensions.answer(argument))
-        case .createVCPU: return try createVCPU(vm, id: argument)
+        case .createVCPU: return try createVCPU(reference, id: argument)
         case .getStatisticsDescriptor: return try openStatistics(of: vm)
         case .parkVCPU: try vm.parkVCPU(id: argument)
         case .createIRQChip: try vm.createIRQChip()
@@ -23,6 +26,10 @@ extension UserspaceKVM {
         case .resetDirtyRings: return try vm.resetDirtyRings()
         case .setTSSAddress: try vm.setTSSAddress(argument)
         case .setIdentityMapAddress: try vm.setIdentityMapAddress(at: argument)
+        case .setIOEvent: try vm.setIOEvent(at: argument)
+        case .setInterruptEvent: try vm.setInterruptEvent(at: argument)
+        case .registerCoalescedZone: try vm.registerCoalescedZone(at: argument)
+        case .unregisterCoalescedZone: try vm.unregisterCoalescedZone(at: argument)
         case .irqLine: try vm.setIRQLine(at: argument, answersStatus: false)
         case .irqLineStatus: try vm.setIRQLine(at: argument, answersStatus: true)
         case .setGSIRouting: try vm.setGSIRouting(at: argument)
@@ -42,13 +49,13 @@ extension UserspaceKVM {
         return 0
     }
 
-    private func createVCPU(_ vm: UserspaceVM, id: UInt) throws(Errno) -> Int32 {
+    private func createVCPU(_ reference: DescriptorTable.MachineReference, id: UInt) throws(Errno) -> Int32 {
         guard let id = UInt32(exactly: id) else { throw .invalidArgument }
         // The descriptor is reserved first: a vCPU that is published cannot be taken back.
         let slot = try descriptors.reserve()
         do {
-            let vcpu = try vm.createVCPU(id: id)
-            descriptors.fill(slot, with: .vcpu(DescriptorTable.VCPUReference(vcpu, of: vm)))
+            let vcpu = try reference.vm.createVCPU(id: id)
+            descriptors.fill(slot, with: .vcpu(DescriptorTable.VCPUReference(vcpu, of: reference)))
             return slot.rawValue
         } catch {
             descriptors.remove(slot)

@@ -34,7 +34,7 @@ extension UserspaceKVM {
     private func createVM(type: UInt) throws(Errno) -> Int32 {
         guard type == 0 else { throw .invalidArgument }
         let vm = try UserspaceVM(host: host, mmu: mmu)
-        return try descriptors.add(.machine(vm)).rawValue
+        return try descriptors.add(.machine(DescriptorTable.MachineReference(vm))).rawValue
     }
 
     /// Fills a `kvm_cpuid2`.

@@ -171,8 +171,11 @@ extension ShadowMMU {
         guard frame + count <= slot.pointee.endFrame.value else { return false }
         guard level <= 3, !mixedRegions[level - 2].contains(frame / count) else { return false }
         let host = UInt64(UInt(bitPattern: slot.pointee.hostPointer(for: GuestFrameNumber(frame)))) >> pageShift
-        return !mixedHostRegions[level - 2].contains(host / count)
-            && !mixedHostRegions[level - 2].contains((host + count - 1) / count)
+        let pages = host...host + count - 1
+        // The host's memory may be aligned otherwise: it lies in two regions then.
+        return (host / count...pages.upperBound / count).allSatisfy { region in
+            mixedHostRegions[level - 2][region].map { !$0.overlaps(pages) } ?? true
+        }
     }
 
     private func placeDevice(

@@ -134,8 +134,12 @@ extension ShadowMMU {
         memory.withReadSection {
             withLock {
                 // A slot that comes later finds this.
-                mixedHostRegions[0].insert(hostPage >> 9)
-                mixedHostRegions[1].insert(hostPage >> 18)
+                for index in mixedHostRegions.indices {
+                    let region = hostPage >> UInt64(9 * (index + 1))
+                    let known = mixedHostRegions[index][region] ?? hostPage...hostPage
+                    mixedHostRegions[index][region] =
+                        min(known.lowerBound, hostPage)...max(known.upperBound, hostPage)
+                }
                 let first = UInt(hostPage) << UInt(pageShift)
                 for frames in frames(backedBy: first..<first + UInt(pageSize)) { dropWrites(frames.lowerBound) }
             }

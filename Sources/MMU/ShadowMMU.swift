@@ -68,8 +68,9 @@ public final class ShadowMMU: @unchecked Sendable {
     var trackingSerial: UInt64 = 0
     /// 2 MiB and 1 GiB regions with frames that were tracked once: they are mapped by small pages.
     var mixedRegions: [Set<UInt64>] = [[], []]
-    /// The same for host memory that was guarded once, since a slot that comes later may show it at other frames.
-    var mixedHostRegions: [Set<UInt64>] = [[], []]
+    /// The same for host memory, since a slot that comes later may show it at other frames: in 2 MiB and 1 GiB regions, the
+    /// first and the last page that was guarded once.
+    var mixedHostRegions: [[UInt64: ClosedRange<UInt64>]] = [[:], [:]]
     /// Unlinked, to be handed to `domain` when the lock is given up.
     var retired: ShadowPage.Pointer?
     /// Frames that were compared often enough, for the walker that holds the lock.

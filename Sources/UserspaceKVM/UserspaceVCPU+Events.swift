@@ -143,12 +143,18 @@ extension UserspaceVCPU {
         return MPState(rawValue: processor.system.activity.rawValue) ?? .runnable
     }
 
-    /// - Throws: `EINVAL` for any state but running if the client has the local APIC.
+    /// - Throws: `EINVAL` for any state but running if the client has the local APIC, and for what INIT leads to while
+    ///   system management mode, or its interrupt, keeps INIT away.
     func setActivity(_ state: MPState) throws(Errno) {
         guard let apic else {
             guard state == .runnable else { throw .invalidArgument }
             processor.system.activity = .running
             return
+        }
+        if state == .initReceived || state == .sipiReceived,
+            processor.system.systemManagement.isActive || hasSignal(.systemManagement)
+        {
+            throw .invalidArgument
         }
         switch state {
         case .sipiReceived:

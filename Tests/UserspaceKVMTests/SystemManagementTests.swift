@@ -1,6 +1,7 @@
 import CHost
 import Glibc
 import KVMInterface
+import Synchronization
 import SystemPackage
 import Testing
 import UserspaceKVM
@@ -307,6 +308,47 @@ private func bytes<T>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value) { Arra
         events.smi.pending = 0
         events.smi.smm = 1
         #expect(throws: Errno.invalidArgument) { try vcpu.setEvents(events) }
+        // The other way round.
+        try vcpu.setMPState(.runnable)
+        try vcpu.setEvents(events)
+        #expect(throws: Errno.invalidArgument) { try vcpu.setMPState(.initReceived) }
+    }
+
+    // MARK: Storms
+
+    /// A 64-bit guest, whose code changes itself, computes while interrupts come all the time.
+    @Test func storm() throws {
+        let rounds: UInt32 = 20000
+        let count = withUnsafeBytes(of: rounds) { Array($0) }
+        // inc dword [0x39000] ; rsm
+        let m = try ManagedMachine(
+            code: [0xB9] + count + [0x31, 0xDB]  // mov ecx,rounds ; xor ebx,ebx
+                + [0x88, 0x0C, 0x25, 0x01, 0x50, 0, 0]  // again: mov [0x5001],cl
+                + [0xE8, 0xED, 0x3F, 0, 0]  // call 0x5000
+                + [0x0F, 0xB6, 0xC0, 0x01, 0xC3]  // movzx eax,al ; add ebx,eax
+                + [0x48, 0x8D, 0x04, 0x19]  // lea rax,[rcx+rbx]
+                + [0x50, 0x58]  // push rax ; pop rax
+                + [0xFF, 0xC9, 0x75, 0xE5]  // dec ecx ; jnz again
+                + [0x89, 0xD8, 0xE7, 0x11, 0xEB, 0xFE],  // mov eax,ebx ; out 0x11,eax
+            handler: [0x66, 0x67, 0xFF, 0x05, 0x00, 0x90, 0x03, 0x00, 0x0F, 0xAA])
+        for (index, byte) in ([0xB0, 0, 0xC3] as [UInt8]).enumerated() { m.small.memory[0x5000 + index] = byte }
+        try m.small.enter64BitMode()
+        let vcpu = m.vcpu
+        let isDone = Atomic<Bool>(false)
+        try withThreads(1) { _ in
+            while !isDone.load(ordering: .relaxed) {
+                try? vcpu.systemManagementInterrupt()
+                usleep(200)
+            }
+        } meanwhile: {
+            defer { isDone.store(true, ordering: .relaxed) }
+            let sum = try m.expectWrite(0x11, inManagement: false)
+            #expect(sum == (1...rounds).reduce(0) { $0 &+ $1 & 0xFF })
+        }
+        // The last one may still wait.
+        let handled = try vcpu.msrs([0x34]).first?.data
+        #expect(m.managed.load(fromByteOffset: 0x9000, as: UInt32.self) == handled.map { UInt32($0) })
+        #expect(handled ?? 0 > 10)
     }
 
     // MARK: Moving

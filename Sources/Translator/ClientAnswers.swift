@@ -47,11 +47,12 @@ struct ClientAnswers {
 }
 
 extension ClientRequest {
-    /// The port or the address.
+    /// The port, the address, or the number of the register.
     fileprivate var place: UInt64 {
         switch self {
         case .portIn(let port, _), .portOut(let port, _, _): UInt64(port)
         case .mmioRead(let address, _), .mmioWrite(let address, _, _): address
+        case .msrRead(let index, _), .msrWrite(let index, _, _): UInt64(index)
         }
     }
 }

@@ -246,6 +246,7 @@ extension Processor {
 
     /// After blocks were dropped: nobody may reach them any more.
     func forgetDroppedBlocks() {
+        forgottenDropCount &+= 1
         tlb.dropAllJumps()
         platform.requestOthers(.dropJumpCache)
     }
@@ -342,10 +343,10 @@ extension Processor {
     ///   - value: what a read gives.
     ///   - isRefused: the instruction raises #GP(0).
     public func answerClientMSR(_ value: UInt64, isRefused: Bool) {
-        guard pendingClientRequest != nil else { return }
+        guard let request = pendingClientRequest else { return }
         pendingClientRequest = nil
-        clientAnswers.append(isRefused ? 1 : 0)
-        clientAnswers.append(value)
+        clientAnswers.append(isRefused ? 1 : 0, to: request)
+        clientAnswers.append(value, to: request)
     }
 
     /// Forgets the client's answers: what they were given for is complete. String instructions call it after each

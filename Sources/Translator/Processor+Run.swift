@@ -20,6 +20,8 @@ extension Processor {
         trackTables()
         followCacheResets()
         foundCode = 0
+        // Without paging there is no change of mappings by which a boot loader would announce what was loaded.
+        if system.cr0 & CR0.paging == 0 { distrustCode() }
         mirrorTimeStamp()
         mirrorSystem()
         while true {
@@ -161,16 +163,33 @@ extension Processor {
     func fetchPhysical(_ linear: UInt64) throws(GuestFault) -> UInt64 {
         let isUser = system.cpl == 3
         if let page = tlb.lookupFetch(linear, isUser: isUser) { return page | linear & 0xFFF }
-        let result = memory.withReadSection {
-            walk.translate(linear, PageAccess(.execute, isUser: isUser), pagingContext)
-        }
-        switch result {
-        case .translated(let translation):
-            tlb.insertFetch(linear, isUser: isUser, translation: translation)
-            return translation.physical | linear & 0xFFF
-        case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
+        while true {
+            let result = memory.withReadSection {
+                walk.translate(linear, PageAccess(.execute, isUser: isUser), pagingContext)
+            }
+            switch result {
+            case .translated(let translation):
+                // Others are asked to forget dropped blocks: meanwhile the tables may have changed.
+                if dropOutdatedCode(translation.physical >> 12) { continue }
+                tlb.insertFetch(linear, isUser: isUser, translation: translation)
+                return translation.physical | linear & 0xFFF
+            case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
+            }
         }
     }
+
+    /// Drops the blocks of a guest page that the client has written to. To be called when the page becomes known as code.
+    /// - Returns: whether there were any.
+    private func dropOutdatedCode(_ page: UInt64) -> Bool {
+        guard let host = hostPage(page), cache.dropOutdated(host) else { return false }
+        forgetDroppedBlocks()
+        followCacheResets()
+        return true
+    }
+
+    /// The client may have written code: it is compared before it is executed again.
+    /// > Concurrency: the owner, outside.
+    @inline(never) public func distrustCode() { tlb.dropAllJumps() }
 
     /// The code for the instruction at RIP, and whether other blocks of the page may jump to it directly; sets the page base
     /// for it.
@@ -183,9 +202,12 @@ extension Processor {
         if form == .block, linear & 0xFFF <= 0xFF0, let code = tlb.lookupJump(linear) { return (code, true) }
         while true {
             let physical = try fetchPhysical(linear)
+            let dropCount = forgottenDropCount
             if let block = cache.find(physical: physical, modeNumber: modeNumber, form: form),
                 try isCurrent(block, linear)
             {
+                // The second page may have been found changed.
+                if dropCount != forgottenDropCount { continue }
                 if form == .block { tlb.insertJump(linear, target: block.address) }
                 return (block.address, block.secondPage == TranslationCache.Block.noPage)
             }

@@ -57,6 +57,8 @@ public final class Processor {
     var lastPlace = InstructionPlace()
     /// It runs on a bounce buffer.
     var lastIsCopied = false
+    /// How often blocks were dropped by this processor.
+    var forgottenDropCount: UInt64 = 0
     /// Where an instruction that has no record in the cache is put.
     let looseInstruction = UnsafeMutablePointer<SwiftInstruction>.allocate(capacity: 1)
     /// The code for the instruction at RIP, if the last exit found it; otherwise 0.

@@ -56,6 +56,8 @@ public final class TranslationCache: @unchecked Sendable {
         var blocks: [Int32] = []
         /// 64-byte pieces that blocks were translated from.
         var pieces: UInt64 = 0
+        /// A sum over the bytes of those pieces, as they were then.
+        var checksum: UInt64 = 0
         var isGuarded = false
         /// Stores since the last translation that hit no block.
         var idleStoreCount = 0
@@ -200,6 +202,22 @@ public final class TranslationCache: @unchecked Sendable {
         return true
     }
 
+    /// Drops the blocks of a page whose bytes are others than those that were translated.
+    ///
+    /// Guests' stores are seen as they happen; this finds those of the client, which loads programs and performs the transfers
+    /// of devices.
+    /// - Parameter bytes: the page.
+    /// - Returns: whether blocks were dropped, so that every processor has to drop its jump cache.
+    func dropOutdated(_ bytes: UnsafeMutableRawPointer) -> Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        guard let entry = pages[bytes.pageNumber], entry.pieces != 0 else { return false }
+        guard CodeChecksum.of(bytes, pieces: entry.pieces) != entry.checksum else { return false }
+        dropLocked(entry)
+        pages[bytes.pageNumber] = CodePage(isGuarded: entry.isGuarded)
+        return true
+    }
+
     /// Makes every block of a page invalid.
     private func dropLocked(_ page: CodePage) {
         for index in page.blocks { blocks.pointer(at: Int(index)).pointee.invalidate() }
@@ -320,8 +338,17 @@ public final class TranslationCache: @unchecked Sendable {
     private func note(_ block: Int32, _ page: UInt64, from start: Int, to end: Int) {
         let first = start >> 6
         let last = max(start, end - 1) >> 6
-        pages[page, default: CodePage()].blocks.append(block)
-        pages[page, default: CodePage()].pieces |= (~UInt64(0) >> UInt64(63 - (last - first))) << UInt64(first)
+        let pieces = (~UInt64(0) >> UInt64(63 - (last - first))) << UInt64(first)
+        var entry = pages[page] ?? CodePage()
+        // Moved, not copied: the array of blocks has one owner.
+        pages[page] = nil
+        entry.blocks.append(block)
+        // SAFETY: the page's number is that of host memory which was just decoded from.
+        if let bytes = UnsafeRawPointer(bitPattern: UInt(page << 12)) {
+            entry.checksum &+= CodeChecksum.of(bytes, pieces: pieces & ~entry.pieces)
+        }
+        entry.pieces |= pieces
+        pages[page] = entry
     }
 
     // MARK: Inspection

@@ -151,9 +151,8 @@ extension UserspaceVCPU {
             processor.system.activity = .running
             return
         }
-        if state == .initReceived || state == .sipiReceived,
-            processor.system.systemManagement.isActive || hasSignal(.systemManagement)
-        {
+        let isManaged = processor.system.systemManagement.isActive
+        if state == .initReceived || state == .sipiReceived, isManaged || hasSignal(.systemManagement) {
             throw .invalidArgument
         }
         switch state {

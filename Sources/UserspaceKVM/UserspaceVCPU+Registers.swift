@@ -45,6 +45,8 @@ extension UserspaceVCPU {
             // An exception that waits belongs to the code the client just left.
             if processor.system.pendingEvent?.kind == .exception { processor.system.pendingEvent = nil }
             processor.modeDidChange()
+            // Who sends a vCPU elsewhere may just have put code there.
+            processor.distrustCode()
         }
     }
 

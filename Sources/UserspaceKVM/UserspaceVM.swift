@@ -148,6 +148,10 @@ final class UserspaceVM: @unchecked Sendable {
         VCPURequests.request(requests, among: enumerateRequests)
     }
 
+    /// The client may have written code: every vCPU compares it before it executes it again.
+    /// > Concurrency: as ``requestAll(_:)``.
+    func distrustCode() { requestAll(.dropJumpCache) }
+
     /// How many vCPUs execute guest code; counting ends at `limit`.
     /// > Concurrency: any thread. They may be others the next moment.
     func runningCount(limit: Int) -> Int {

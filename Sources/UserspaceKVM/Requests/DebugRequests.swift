@@ -32,7 +32,7 @@ extension UserspaceVCPU {
         debuggerBlocksInterrupts = has(KVM_GUESTDBG_BLOCKIRQ)
         processor.debugger = debugger
         // Debuggers write INT3 into the guest's code behind the back of the vCPUs, and tell so by this request.
-        requests.withOthersPaused(among: vm.enumerateRequests) { vm.cache.reset() }
+        vm.distrustCode()
     }
 
     private func injectDebugException(_ control: UInt32) throws(Errno) {

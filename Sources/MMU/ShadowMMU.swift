@@ -38,7 +38,9 @@ import Synchronization
 /// Only upper-level tables are ever tracked, and only after they were compared several times without a change: the tables
 /// of short-lived address spaces are not worth the interruption of all vCPUs.
 ///
-/// Stores by others than vCPUs (a client's, a device model's) to tracked tables go unseen, as under KVM.
+/// Frames are told apart by number, not by address space: a store to a tracked frame is caught in either. Stores to tracked
+/// tables by others than vCPUs (a client's, a device model's), or through another frame that shows the same memory, go
+/// unseen, as under KVM.
 ///
 /// Lock order: read section of the memory, slots lock → `lock` → lock of the translated code. Nobody waits for vCPUs or
 /// grace periods while holding `lock`.

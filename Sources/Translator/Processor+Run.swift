@@ -397,7 +397,7 @@ extension Processor {
         }
         switch i.mnemonic {
         case ZYDIS_MNEMONIC_WRMSR: mirrorTimeStamp()
-        case ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ:
+        case ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ, ZYDIS_MNEMONIC_RSM:
             // RF matters to instruction breakpoints only, and ends with the next instruction.
             if !isTraced { state.systemFlags &= ~RFlags.resume }
         default: break

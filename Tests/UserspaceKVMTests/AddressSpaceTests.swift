@@ -174,6 +174,32 @@ import UserspaceKVM
         #expect(try m.expectWrite(0x11, inManagement: false) == 2)
     }
 
+    /// The handler changes a table of the guest's that has been steady for long.
+    @Test func handlerChangesTables() throws {
+        let page: [UInt8] = [0x8A, 0x04, 0x25, 0, 0, 0, 0x40]  // mov al,[0x40000000]
+        let m = try ManagedMachine(
+            code: [0xB9, 100, 0, 0, 0, 0x0F, 0x20, 0xD8, 0x0F, 0x22, 0xD8]  // mov ecx,100 ; again: reload cr3
+                + page + [0xFF, 0xC9, 0x75, 0xEF]  // dec ecx ; jnz again
+                + page + [0xE6, 0x11, 0xEB, 0xF5],  // read: … ; out 0x11,al ; jmp read
+            // mov dword [0x12000],0x16003 ; rsm
+            handler: [0x67, 0x66, 0xC7, 0x05, 0, 0x20, 1, 0, 3, 0x60, 1, 0, 0x0F, 0xAA])
+        try m.small.enter64BitMode()
+        for (address, entry) in [(0x1_1008, 0x1_2003), (0x1_2000, 0x1_3003), (0x1_3000, 0x1_4003), (0x1_6000, 0x1_5003)]
+        {
+            m.small.memory.storeBytes(of: UInt64(entry), toByteOffset: address, as: UInt64.self)
+        }
+        m.small.memory[0x1_4000] = 1
+        m.small.memory[0x1_5000] = 2
+        #expect(try m.expectWrite(0x11, inManagement: false) == 1)
+        #expect(try m.expectWrite(0x11, inManagement: false) == 1)
+        if MMUKind.tested == .shadow {
+            let pages = m.small.backend.inspect(m.small.machine.descriptor)?.shadowPages ?? []
+            #expect(pages.contains { $0.isTracked && $0.frame == 0x12 })
+        }
+        try m.vcpu.systemManagementInterrupt()
+        #expect(try m.expectWrite(0x11, inManagement: false) == 2)
+    }
+
     /// A vCPU in the mode changes code that another executes, at another address.
     @Test func processorsInBothSpaces() throws {
         let m = try ManagedMachine(

@@ -150,6 +150,28 @@ import UserspaceKVM
         #expect(throws: Errno.noSuchAddressOrDevice) { try fixture.machine.dirtyLog(slot: 7, pageCount: 256) }
     }
 
+    /// What system management mode writes is reported under the slots of its own address space.
+    @Test func bothAddressSpaces() throws {
+        // mov [0x2000],al ; hlt ; jmp back. Handler: mov [0x5000],al ; rsm
+        let fixture = try Fixture(code: [0xA2, 0x00, 0x20, 0xF4, 0xEB, 0xFA])
+        for (index, byte) in ([0xA2, 0x00, 0x50, 0x0F, 0xAA] as [UInt8]).enumerated() {
+            fixture.memory[0x3_8000 + index] = byte
+        }
+        try fixture.machine.setUserMemoryRegion(
+            UserMemoryRegion(
+                slot: 1 << 16 | 3, flags: MemoryRegionFlags.logDirtyPages.rawValue, guest_phys_addr: 0,
+                memory_size: UInt64(fixture.memory.count),
+                userspace_addr: UInt64(UInt(bitPattern: fixture.memory.baseAddress))))
+        for _ in 0..<2 {
+            try fixture.vcpu.systemManagementInterrupt()
+            _ = try fixture.vcpu.run()
+            var pages: [[UInt64]] = []
+            fixture.ring.harvest { slot, page in pages.append([UInt64(slot), page]) }
+            #expect(pages == [[0x1_0003, 0x3F], [0x1_0003, 5], [7, 2]])
+            #expect(try fixture.machine.resetDirtyRings() == 3)
+        }
+    }
+
     /// A guest that writes more pages than the ring has room for leaves until the client has taken them.
     @Test func aFullRingStopsTheGuest() throws {
         // Every page from 0x1_0000 to 0xF_F000: mov ax,1000h ; next: mov es,ax ; mov es:[0],al ; add ax,100h ; jnc next ;

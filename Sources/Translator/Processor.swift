@@ -66,9 +66,7 @@ public final class Processor {
     /// A breakpoint is enabled, or a debugger steps: instructions are executed one at a time.
     var isTraced = false
     /// What the client's debugger wants.
-    public var debugger = DebuggerControl() {
-        didSet { modeDidChange() }
-    }
+    private(set) var debugger = DebuggerControl()
     /// The last instruction executed in Swift was INT n or its like.
     var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.
@@ -152,6 +150,12 @@ public final class Processor {
         pendingClientRequest = nil
         wantsInterruptWindow = false
         flushTLB(.all)
+        modeDidChange()
+    }
+
+    /// Has the client's debugger watch from now on.
+    public func attach(_ debugger: DebuggerControl) {
+        self.debugger = debugger
         modeDidChange()
     }
 

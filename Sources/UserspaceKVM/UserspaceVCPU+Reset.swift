@@ -23,7 +23,7 @@ extension UserspaceVCPU {
         machineCheck = MachineCheck()
         hasPendingTripleFault = false
         debuggerBlocksInterrupts = false
-        processor.debugger = DebuggerControl()
+        processor.attach(DebuggerControl())
         clientTaskPriority = 0
         pendingAccess = nil
         signalMask = nil

@@ -30,7 +30,7 @@ extension UserspaceVCPU {
                 addresses: [registers.0, registers.1, registers.2, registers.3], control: registers.7)
         }
         debuggerBlocksInterrupts = has(KVM_GUESTDBG_BLOCKIRQ)
-        processor.debugger = debugger
+        processor.attach(debugger)
         // Debuggers write INT3 into the guest's code behind the back of the vCPUs, and tell so by this request.
         vm.distrustCode()
     }

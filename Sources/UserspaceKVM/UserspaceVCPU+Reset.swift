@@ -21,6 +21,8 @@ extension UserspaceVCPU {
         cpuidTable = CPUIDTable()
         paravirtualClock = ParavirtualClock()
         clientTaskPriority = 0
+        clientVector = nil
+        endedVectors = VectorSet()
         pendingAccess = nil
         signalMask = nil
         hasRun = false

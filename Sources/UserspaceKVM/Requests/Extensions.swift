@@ -1,5 +1,6 @@
 import CHost
 import class GuestMemory.DirtyRing
+import class Interrupts.InterruptBus
 import KVMInterface
 
 /// What `KVM_CHECK_EXTENSION` answers: only what works here.
@@ -13,7 +14,8 @@ enum Extensions {
             .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
             .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
-            .ioEvents, .ioEventNoLength, .ioEventAnyLength, .irqEvents, .irqEventResampling, .coalescedPIO:
+            .ioEvents, .ioEventNoLength, .ioEventAnyLength, .irqEvents, .irqEventResampling, .coalescedPIO,
+            .splitIRQChip, .shadowCacheControl, .deviceControl:
             return 1
         case .coalescedMMIO: return Limits.coalescedRingOffset / 4096
         case .irqRouting: return Limits.gsiCount
@@ -40,4 +42,10 @@ struct X2APICAPIFlags: OptionSet {
     static let use32BitIDs = Self(rawValue: 1 << 0)
     static let disableBroadcastQuirk = Self(rawValue: 1 << 1)
     static let all: Self = [.use32BitIDs, .disableBroadcastQuirk]
+
+    /// Tells the bus, which never goes back.
+    func configure(_ bus: InterruptBus) {
+        if contains(.use32BitIDs) { bus.hasExtendedDestinations = true }
+        if contains(.disableBroadcastQuirk) { bus.hasBroadcastQuirk = false }
+    }
 }

@@ -29,6 +29,7 @@ extension UserspaceVM {
         var routes: [InterruptRoute] = []
         for entry in entries { routes.append(try decode(entry)) }
         try router.setRoutes(routes)
+        interruptEvents.waitForDelivery()
     }
 
     private func decode(_ entry: IRQRoutingEntry) throws(Errno) -> InterruptRoute {

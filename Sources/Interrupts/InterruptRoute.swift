@@ -37,10 +37,14 @@ final class InterruptRoutingTable: Sendable {
     private let targets: [[InterruptTarget]]
     private let gsiOfPICPin: [UInt32?]
     private let gsiOfIOAPICPin: [UInt32?]
+    /// Vectors of level-triggered messages on lines of the client's IOAPIC.
+    let levelVectors: VectorSet
 
-    /// nil if the routes contradict each other or name something that does not exist.
-    init?(_ routes: [InterruptRoute], hasChips: Bool) {
+    /// - Parameter reservedPinCount: how many lines, from 0 on, are pins of an IOAPIC that the client has.
+    /// - Returns: nil if the routes contradict each other or name something that does not exist.
+    init?(_ routes: [InterruptRoute], hasChips: Bool, reservedPinCount: UInt32) {
         var targets: [[InterruptTarget]] = []
+        var levelVectors = VectorSet()
         var gsiOfPICPin = [UInt32?](repeating: nil, count: PIC.pinCount)
         var gsiOfIOAPICPin = [UInt32?](repeating: nil, count: IOAPIC.pinCount)
         for route in routes {
@@ -59,14 +63,16 @@ final class InterruptRoutingTable: Sendable {
             case .ioapic(let pin):
                 guard hasChips, pin >= 0, pin < IOAPIC.pinCount else { return nil }
                 gsiOfIOAPICPin[pin] = gsiOfIOAPICPin[pin] ?? route.gsi
-            case .message:
-                break
+            case .message(let message):
+                let message = message.message(extendedDestination: false)
+                if route.gsi < reservedPinCount, message.isLevelTriggered { levelVectors.insert(message.vector) }
             }
             targets[gsi].append(route.target)
         }
         self.targets = targets
         self.gsiOfPICPin = gsiOfPICPin
         self.gsiOfIOAPICPin = gsiOfIOAPICPin
+        self.levelVectors = levelVectors
     }
 
     subscript(gsi: UInt32) -> [InterruptTarget] { gsi < targets.count ? targets[Int(gsi)] : [] }

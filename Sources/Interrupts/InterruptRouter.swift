@@ -21,18 +21,24 @@ public final class InterruptRouter: Sendable {
     public let pic: PIC?
 
     private let table: RoutingTableHolder
+    private let reservedPinCount: UInt32
 
     /// The directory outlives the router. In the full model the default routes are in place.
-    public init(directory: any LocalAPICDirectory, model: Model) {
+    ///
+    /// - Parameter reservedPinCount: how many lines, from 0 on, are pins of the client's IOAPIC in the split model.
+    public init(directory: any LocalAPICDirectory, model: Model, reservedPinCount: UInt32 = 0) {
         let bus = InterruptBus(directory: directory)
         let hasChips = model == .full
         let routes = hasChips ? InterruptRoutingTable.defaultRoutes : []
-        guard let initial = InterruptRoutingTable(routes, hasChips: hasChips) else {
+        guard
+            let initial = InterruptRoutingTable(routes, hasChips: hasChips, reservedPinCount: reservedPinCount)
+        else {
             preconditionFailure("the default routes are not valid")
         }
         let table = RoutingTableHolder(initial)
         self.bus = bus
         self.table = table
+        self.reservedPinCount = reservedPinCount
         guard hasChips else {
             ioapic = nil
             pic = nil
@@ -58,7 +64,8 @@ public final class InterruptRouter: Sendable {
     /// - Throws: `Errno.invalidArgument` (`EINVAL`) if a GSI is 4096 or more, a pin or chip does not exist, or one GSI has
     ///   two targets of the same kind.
     public func setRoutes(_ routes: [InterruptRoute]) throws(Errno) {
-        guard let new = InterruptRoutingTable(routes, hasChips: ioapic != nil) else { throw .invalidArgument }
+        let new = InterruptRoutingTable(routes, hasChips: ioapic != nil, reservedPinCount: reservedPinCount)
+        guard let new else { throw .invalidArgument }
         table.replace(with: new)
     }
 
@@ -89,7 +96,14 @@ public final class InterruptRouter: Sendable {
     public func deliver(_ message: InterruptMessage, from sender: LocalAPIC) { bus.deliver(message, from: sender) }
 
     /// The end of service of a level-triggered interrupt at a local APIC.
-    public func endOfInterrupt(vector: UInt8) { ioapic?.endOfInterrupt(vector: vector) }
+    ///
+    /// - Returns: whether the client's IOAPIC has to be told.
+    @discardableResult
+    public func endOfInterrupt(vector: UInt8) -> Bool {
+        guard let ioapic else { return table.current.levelVectors.contains(vector) }
+        ioapic.endOfInterrupt(vector: vector)
+        return false
+    }
 
     /// Sets who is told when the service of a line's interrupt ended, before the line is looked at again: irqfds whose level
     /// falls then. The observer may set lines.

@@ -7,6 +7,8 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
 
     public static let irqChip = Self(rawValue: 0)
     public static let hlt = Self(rawValue: 1)
+    /// `KVM_CAP_MMU_SHADOW_CACHE_CONTROL`.
+    public static let shadowCacheControl = Self(rawValue: 2)
     public static let userMemory = Self(rawValue: 3)
     public static let setTSSAddress = Self(rawValue: 4)
     public static let extendedCPUID = Self(rawValue: 7)
@@ -55,6 +57,8 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let signalMSI = Self(rawValue: 77)
     public static let readOnlyMemory = Self(rawValue: 81)
     public static let irqEventResampling = Self(rawValue: 82)
+    /// `KVM_CAP_DEVICE_CTRL`.
+    public static let deviceControl = Self(rawValue: 89)
     public static let ioapicPolarityIgnored = Self(rawValue: 97)
     public static let enableCapabilityVM = Self(rawValue: 98)
     /// `KVM_CAP_IOEVENTFD_NO_LENGTH`.
@@ -64,6 +68,7 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let x86SMM = Self(rawValue: 117)
     /// The answer is the number of address spaces of memory slots.
     public static let multiAddressSpace = Self(rawValue: 118)
+    public static let splitIRQChip = Self(rawValue: 121)
     /// `KVM_CAP_IOEVENTFD_ANY_LENGTH`.
     public static let ioEventAnyLength = Self(rawValue: 122)
     public static let vcpuAttributes = Self(rawValue: 127)

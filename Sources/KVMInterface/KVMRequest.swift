@@ -26,6 +26,11 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setUserMemoryRegion = 0x4020_AE46
     case setTSSAddress = 0x0000_AE47
     case setIdentityMapAddress = 0x4008_AE48
+    /// `KVM_SET_NR_MMU_PAGES`.
+    case setMMUPageCount = 0x0000_AE44
+    /// `KVM_GET_NR_MMU_PAGES`.
+    case getMMUPageCount = 0x0000_AE45
+    case createDevice = 0xC00C_AEE0
     case createIRQChip = 0x0000_AE60
     case irqLine = 0x4008_AE61
     case irqLineStatus = 0xC008_AE67
@@ -33,6 +38,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setIRQChip = 0x8208_AE63
     case createPIT = 0x0000_AE64
     case createPIT2 = 0x4040_AE77
+    case getPIT = 0xC048_AE65
+    case setPIT = 0x8048_AE66
     case getPIT2 = 0x8070_AE9F
     case setPIT2 = 0x4070_AEA0
     case reinjectControl = 0x0000_AE71

@@ -70,6 +70,7 @@ public struct RunArea {
             return .failEntry(reason: entry.hardware_entry_failure_reason, cpu: entry.cpu)
         case KVM_EXIT_INTR: return .interrupted
         case KVM_EXIT_IRQ_WINDOW_OPEN: return .irqWindowOpen
+        case KVM_EXIT_IOAPIC_EOI: return .endOfInterrupt(vector: run.pointee.eoi.vector)
         default: return .unknown(run.pointee.exit_reason)
         }
     }

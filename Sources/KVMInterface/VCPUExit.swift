@@ -18,6 +18,8 @@ public enum VCPUExit {
     case interrupted
     /// An interrupt can be injected now. `KVM_EXIT_IRQ_WINDOW_OPEN`.
     case irqWindowOpen
+    /// A level-triggered interrupt of the client's IOAPIC has ended. `KVM_EXIT_IOAPIC_EOI`.
+    case endOfInterrupt(vector: UInt8)
     /// Any other `KVM_EXIT_…`.
     case unknown(UInt32)
 }

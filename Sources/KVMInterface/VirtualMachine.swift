@@ -94,6 +94,14 @@ public final class VirtualMachine: Sendable {
     /// `KVM_CREATE_IRQCHIP`.
     public func createIRQChip() throws(Errno) { try backend.call(descriptor, .createIRQChip) }
 
+    /// Gives the machine local APICs; the client has the other controllers. Before vCPUs are created. The corresponding C
+    /// request is `KVM_ENABLE_CAP` of `KVM_CAP_SPLIT_IRQCHIP`.
+    /// - Parameter reservedPinCount: how many lines, from 0 on, are pins of the client's IOAPIC: ends of level-triggered
+    ///   interrupts that their routes name leave the core.
+    public func createSplitIRQChip(reservedPinCount: Int) throws(Errno) {
+        try enableCapability(.splitIRQChip, UInt64(reservedPinCount))
+    }
+
     /// Gives the machine an interval timer. The corresponding C request is `KVM_CREATE_PIT2`.
     /// - Parameter answersSpeakerPort: port 0x61 is answered too.
     public func createPIT2(answersSpeakerPort: Bool = true) throws(Errno) {

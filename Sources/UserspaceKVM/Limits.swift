@@ -19,6 +19,8 @@ public enum Limits {
     public static let portDataOffset = 4096
     /// Where the ring lies in the run area; `KVM_CAP_COALESCED_MMIO` answers with the page's number.
     public static let coalescedRingOffset = 2 * 4096
+    /// The least that `KVM_SET_NR_MMU_PAGES` takes.
+    static let mmuPageCount: UInt = 64
     /// Bytes of the XSAVE image.
     public static let xsaveByteCount = 4096
 }

@@ -25,6 +25,8 @@ extension UserspaceVCPU {
         debuggerBlocksInterrupts = false
         processor.attach(DebuggerControl())
         clientTaskPriority = 0
+        clientVector = nil
+        endedVectors = VectorSet()
         pendingAccess = nil
         signalMask = nil
         hasRun = false

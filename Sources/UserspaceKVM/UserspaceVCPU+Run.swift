@@ -26,6 +26,8 @@ extension UserspaceVCPU {
             let completes = processor.isCompletingAccess
             if !completes, mustReturn { throw interrupted() }
             acceptStartupSignals()
+            if !completes, let vector = endedVectors.highest { return exitForEnd(of: vector) }
+            if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             if processor.system.activity != .running {
                 try waitForActivity()
                 continue
@@ -35,7 +37,6 @@ extension UserspaceVCPU {
                 return exit(KVM_EXIT_SHUTDOWN)
             }
             if let ring = processor.dirtyRing, ring.isFull, !completes { return exit(KVM_EXIT_DIRTY_RING_FULL) }
-            if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             // With attention raised, the processor completes the access that was answered and no more.
             if completes, mustReturn || hasPendingNMI { processor.raiseAttention() } else { processor.clearAttention() }
             requests.enter()
@@ -91,6 +92,13 @@ extension UserspaceVCPU {
         }
         runArea.run.pointee.exit_reason = UInt32(reason)
         return 0
+    }
+
+    /// Tells the client's IOAPIC of the end of an interrupt.
+    private func exitForEnd(of vector: UInt8) -> Int32 {
+        endedVectors.remove(vector)
+        runArea.run.pointee.eoi.vector = vector
+        return exit(KVM_EXIT_IOAPIC_EOI)
     }
 
     // MARK: Interruption
@@ -191,21 +199,39 @@ extension UserspaceVCPU {
 
     // MARK: Injection
 
-    /// An external interrupt waits, from the local APIC or from the 8259.
+    /// An external interrupt waits, from the local APIC or from an 8259.
     private var hasInterrupt: Bool {
         guard let apic else { return false }
         return apic.hasPendingInterrupt || hasExternalInterrupt(apic)
     }
 
     private func hasExternalInterrupt(_ apic: LocalAPIC) -> Bool {
-        guard apic.acceptsExternalInterrupts, let pic = vm.router?.pic else { return false }
-        return pic.isOutputAsserted
+        guard apic.acceptsExternalInterrupts else { return false }
+        return clientVector != nil || vm.router?.pic?.isOutputAsserted ?? false
     }
 
-    /// The client, which has the interrupt controllers, asked to be told when it can inject, and can.
-    private var isInterruptWindowOpen: Bool {
-        apic == nil && runArea.run.pointee.request_interrupt_window != 0 && processor.canAcceptInterrupt
+    /// The vector of the 8259, the core's or the client's.
+    private func takeExternalVector() -> UInt8? {
+        guard let vector = clientVector else { return vm.router?.pic?.acknowledge() }
+        clientVector = nil
+        return vector
     }
+
+    /// `KVM_INTERRUPT` has a place for a vector, and the processor will look there.
+    private var acceptsClientVector: Bool {
+        guard let apic else { return true }
+        return vm.router?.pic == nil && clientVector == nil && apic.acceptsExternalInterrupts
+    }
+
+    /// An interrupt that the client injects would be taken at once.
+    var isReadyForInjection: Bool { processor.canAcceptInterrupt && acceptsClientVector }
+
+    /// The client asks to be told when it can inject.
+    private var wantsClientWindow: Bool {
+        runArea.run.pointee.request_interrupt_window != 0 && acceptsClientVector
+    }
+
+    private var isInterruptWindowOpen: Bool { wantsClientWindow && processor.canAcceptInterrupt }
 
     /// Chooses the event the processor delivers first, or asks for the moment at which one could be: none is delivered
     /// before an access that the client has answered is complete.
@@ -222,17 +248,17 @@ extension UserspaceVCPU {
             counters.nmiInjections.increment()
         }
         guard let apic else {
-            processor.wantsInterruptWindow = runArea.run.pointee.request_interrupt_window != 0
+            processor.wantsInterruptWindow = wantsClientWindow
             return
         }
         if hasInterrupt, processor.canAcceptInterrupt {
-            let vector = hasExternalInterrupt(apic) ? vm.router?.pic?.acknowledge() : apic.acknowledge()
+            let vector = hasExternalInterrupt(apic) ? takeExternalVector() : apic.acknowledge()
             if let vector {
                 processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: vector)
                 counters.interruptInjections.increment()
             }
         }
-        processor.wantsInterruptWindow = hasInterrupt
+        processor.wantsInterruptWindow = hasInterrupt || wantsClientWindow
     }
 
     /// Enters system management mode, or has the processor come back as soon as it can.

@@ -47,6 +47,10 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var clientTaskPriority: UInt8 = 0
     /// APIC base while the client has the local APIC.
     var clientAPICBase: UInt64
+    /// What `KVM_INTERRUPT` left for a processor with a local APIC, until it is taken in the place of the 8259's vector.
+    var clientVector: UInt8?
+    /// Level-triggered interrupts that have ended, of which the client's IOAPIC has not heard.
+    var endedVectors = VectorSet()
     /// The client access that the last exit asked for.
     var pendingAccess: ClientRequest?
     /// `KVM_SET_SIGNAL_MASK`: the signals blocked during `KVM_RUN`.
@@ -181,7 +185,11 @@ extension UserspaceVCPU: LocalAPICHost {
         if let router = vm.router, let apic { router.deliver(message, from: apic) }
     }
 
-    func broadcastEndOfInterrupt(vector: UInt8) { vm.router?.endOfInterrupt(vector: vector) }
+    func broadcastEndOfInterrupt(vector: UInt8) {
+        guard vm.router?.endOfInterrupt(vector: vector) ?? false else { return }
+        endedVectors.insert(vector)
+        raiseAttention()
+    }
 
     func armTimer(deadlineNanoseconds: UInt64?) {
         vm.timers.arm(timerSlot, deadlineNanoseconds: deadlineNanoseconds)

@@ -45,6 +45,10 @@ final class UserspaceVM: @unchecked Sendable {
     var identityMapAddress: UInt64 = 0xFFFB_C000
     /// What vCPUs add to the host's time-stamp counter, so that those created later agree. Guarded by `lock`.
     var tscOffset: UInt64 = 0 &- martlet_rdtsc()
+    /// What `KVM_CAP_X2APIC_API` was enabled with. Guarded by `lock`.
+    private var x2APICAPI: X2APICAPIFlags = []
+    /// `KVM_SET_NR_MMU_PAGES`; 0 before. Nothing here is limited by it. Guarded by `lock`.
+    var requestedMMUPageCount: UInt = 0
     /// `KVM_X2APIC_API_USE_32BIT_IDS`.
     let hasExtendedAPICIDs = Atomic<Bool>(false)
     /// The size of each vCPU's dirty ring; 0 without them. Changes once, under `lock`, before there are vCPUs.
@@ -91,16 +95,46 @@ final class UserspaceVM: @unchecked Sendable {
         try lock.withLock { () throws(Errno) in
             guard router == nil else { throw .fileExists }
             guard vcpus.count == 0 else { throw .invalidArgument }
-            _ = routerReference.storeIfNil(InterruptRouter(directory: self, model: .full))
+            install(InterruptRouter(directory: self, model: .full))
+        }
+    }
+
+    /// `KVM_CAP_SPLIT_IRQCHIP`: local APICs, while the client has the other controllers.
+    ///
+    /// - Parameter reservedPinCount: how many lines, from 0 on, are pins of the client's IOAPIC.
+    /// - Throws: `EINVAL` for more pins than there can be routes, `EEXIST` if there are controllers or vCPUs.
+    func createSplitIRQChip(reservedPinCount: UInt64) throws(Errno) {
+        guard reservedPinCount <= Limits.gsiCount else { throw .invalidArgument }
+        try lock.withLock { () throws(Errno) in
+            guard router == nil, vcpus.count == 0 else { throw .fileExists }
+            install(InterruptRouter(directory: self, model: .split, reservedPinCount: UInt32(reservedPinCount)))
+        }
+    }
+
+    /// > Concurrency: `lock` is held.
+    private func install(_ router: InterruptRouter) {
+        x2APICAPI.configure(router.bus)
+        _ = routerReference.storeIfNil(router)
+    }
+
+    /// `KVM_CAP_X2APIC_API`, before or after there are local APICs.
+    /// - Throws: `EINVAL` for unknown flags.
+    func enableX2APICAPI(_ flags: UInt64) throws(Errno) {
+        let flags = X2APICAPIFlags(rawValue: flags)
+        guard flags.isSubset(of: .all) else { throw .invalidArgument }
+        lock.withLock {
+            x2APICAPI.formUnion(flags)
+            if flags.contains(.use32BitIDs) { hasExtendedAPICIDs.store(true, ordering: .relaxed) }
+            if let bus = router?.bus { x2APICAPI.configure(bus) }
         }
     }
 
     /// The corresponding C requests are `KVM_CREATE_PIT` and `KVM_CREATE_PIT2`.
-    /// - Throws: `EEXIST` if there is one, `ENOENT` without interrupt controllers.
+    /// - Throws: `EEXIST` if there is one, `ENOENT` without PICs.
     func createPIT(answersSpeakerPort: Bool) throws(Errno) {
         try lock.withLock { () throws(Errno) in
             guard pit == nil else { throw .fileExists }
-            guard let router else { throw .noSuchFileOrDirectory }
+            guard let router, router.pic != nil else { throw .noSuchFileOrDirectory }
             let timer = IntervalTimer(router: router, timers: timers, answersSpeakerPort: answersSpeakerPort)
             _ = pitReference.storeIfNil(timer)
         }

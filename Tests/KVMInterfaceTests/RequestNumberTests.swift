@@ -22,6 +22,8 @@ import Testing
         (.reinjectControl, MARTLET_KVM_REINJECT_CONTROL), (.setGSIRouting, MARTLET_KVM_SET_GSI_ROUTING),
         (.signalMSI, MARTLET_KVM_SIGNAL_MSI), (.setBootCPUID, MARTLET_KVM_SET_BOOT_CPU_ID),
         (.setClock, MARTLET_KVM_SET_CLOCK), (.getClock, MARTLET_KVM_GET_CLOCK),
+        (.setMMUPageCount, MARTLET_KVM_SET_NR_MMU_PAGES), (.getMMUPageCount, MARTLET_KVM_GET_NR_MMU_PAGES),
+        (.createDevice, MARTLET_KVM_CREATE_DEVICE), (.getPIT, MARTLET_KVM_GET_PIT), (.setPIT, MARTLET_KVM_SET_PIT),
         (.setIOEvent, MARTLET_KVM_IOEVENTFD), (.setInterruptEvent, MARTLET_KVM_IRQFD),
         (.registerCoalescedZone, MARTLET_KVM_REGISTER_COALESCED_MMIO),
         (.unregisterCoalescedZone, MARTLET_KVM_UNREGISTER_COALESCED_MMIO),

@@ -33,6 +33,9 @@ enum Core: CaseIterable, Sendable {
     /// Those that this machine has.
     static var available: [Core] { KernelDevice.isUsable ? [.user, .kernel] : [.user] }
 
+    /// Those that run guests on the processor: a kernel that emulates them looks at requests only now and then.
+    static var native: [Core] { KernelDevice.isNative ? [.user, .kernel] : [.user] }
+
     func make() -> any KVMBackend {
         switch self {
         case .user: UserspaceKVM()
@@ -59,7 +62,11 @@ final class TestMachine {
     let vcpu: VCPU
     let memory: UnsafeMutableRawBufferPointer
 
-    init(_ backend: any KVMBackend, code: [UInt8] = [], mode: Mode = .real, hasIRQChip: Bool = false) throws {
+    /// - Parameter splitPinCount: local APICs only, with that many pins of the client's IOAPIC.
+    init(
+        _ backend: any KVMBackend, code: [UInt8] = [], mode: Mode = .real, hasIRQChip: Bool = false,
+        splitPinCount: Int? = nil
+    ) throws {
         let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.byteCount, alignment: 4096)
         memory.initializeMemory(as: UInt8.self, repeating: 0)
         for (index, byte) in code.enumerated() { memory[Self.codeAddress + index] = byte }
@@ -67,6 +74,7 @@ final class TestMachine {
         system = try KVMSystem(backend: backend)
         machine = try system.createVM()
         if hasIRQChip { try machine.createIRQChip() }
+        if let splitPinCount { try machine.createSplitIRQChip(reservedPinCount: splitPinCount) }
         let slots = mode == .rom ? [0, 0x8000, 0x9000, Self.byteCount] : [0, Self.byteCount]
         for (slot, (start, end)) in zip(slots, slots.dropFirst()).enumerated() {
             try machine.setUserMemoryRegion(

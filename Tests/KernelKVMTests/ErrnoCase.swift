@@ -15,12 +15,19 @@ final class ErrnoFixture {
     /// Closed again.
     let closedMachine: KVMDescriptor
     let closedVCPU: KVMDescriptor
+    let event: OwnedDescriptor
+    let other: OwnedDescriptor
+    /// No event.
+    let file: OwnedDescriptor
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
     private let guarded: MemoryMapping
     let scratch = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 4096)
 
     init(_ backend: any KVMBackend) throws {
         self.backend = backend
+        event = try OwnedDescriptor.eventCounter()
+        other = try OwnedDescriptor.eventCounter()
+        file = try OwnedDescriptor.open(path: "/dev/null")
         guarded = try MemoryMapping.anonymous(byteCount: 8192)
         system = try backend.openSystem()
         func create(_ parent: KVMDescriptor, _ request: KVMRequest, _ argument: UInt) throws -> KVMDescriptor {

@@ -151,6 +151,43 @@ enum ErrnoTables {
                 $0.call($0.full, .setGSIRouting, words: [2, 0] + $0.route(5, pin: 5) + $0.messageRoute(24))
             },
             ErrnoCase("no routes", 0) { $0.call($0.full, .setGSIRouting, words: [0, 0]) },
+            ErrnoCase("message that names its device", 0) {
+                $0.call($0.full, .signalMSI, words: [0xFEE0_0000, 0, 0x31, 1])
+            },
+            ErrnoCase("route to a message that names its device", 0) {
+                $0.call($0.full, .setGSIRouting, words: [1, 0] + [5, 2, 1, 0, 0xFEE0_0000, 0, 0x31, 7, 0, 0, 0, 0])
+            },
+            ErrnoCase("route to a message with unknown flags", .invalidArgument) {
+                $0.call($0.full, .setGSIRouting, words: [1, 0] + [5, 2, 2, 0, 0xFEE0_0000, 0, 0x31, 7, 0, 0, 0, 0])
+            },
+            ErrnoCase("old timer state without timer", .noSuchAddressOrDevice) {
+                $0.call($0.empty, .getPIT, words: [])
+            },
+            ErrnoCase("old timer state is set without timer", .noSuchAddressOrDevice) {
+                $0.call($0.empty, .setPIT, words: [])
+            },
+            ErrnoCase("old timer state", 0) { $0.call($0.full, .getPIT, words: []) },
+            ErrnoCase("too few pages of the MMU", .invalidArgument) { $0.call($0.full, .setMMUPageCount, 63) },
+            ErrnoCase("pages of the MMU are set", 0) { $0.call($0.full, .setMMUPageCount, 1000) },
+            // Newer kernels do not know the request.
+            ErrnoCase("pages of the MMU", 1000, kernel: -Errno.inappropriateIOCTLForDevice.rawValue) {
+                $0.call($0.full, .getMMUPageCount, 0)
+            },
+            ErrnoCase("device that does not exist", .operationNotSupportedByDevice) {
+                $0.call($0.full, .createDevice, words: [99])
+            },
+            ErrnoCase("another architecture's device", .operationNotSupportedByDevice) {
+                $0.call($0.full, .createDevice, words: [5])
+            },
+            ErrnoCase("split controllers after a vCPU", .fileExists) {
+                $0.call($0.plain, .enableCapability, words: [UInt32(KVMCapability.splitIRQChip.rawValue), 0, 24, 0])
+            },
+            ErrnoCase("split controllers beside others", .fileExists) {
+                $0.call($0.full, .enableCapability, words: [UInt32(KVMCapability.splitIRQChip.rawValue), 0, 24, 0])
+            },
+            ErrnoCase("split controllers with too many pins", .invalidArgument) {
+                $0.call($0.full, .enableCapability, words: [UInt32(KVMCapability.splitIRQChip.rawValue), 0, 4097, 0])
+            },
             ErrnoCase("clock with unknown flags", .invalidArgument) {
                 $0.call($0.full, .setClock, words: [0, 0, 1 << 9])
             },

@@ -9,6 +9,7 @@ import UserspaceKVM
     @Test(arguments: Core.available) func system(core: Core) throws { try check(ErrnoTables.system, core) }
     @Test(arguments: Core.available) func machine(core: Core) throws { try check(ErrnoTables.machine, core) }
     @Test(arguments: Core.available) func memory(core: Core) throws { try check(ErrnoTables.memory, core) }
+    @Test(arguments: Core.available) func events(core: Core) throws { try check(ErrnoTables.events, core) }
     @Test(arguments: Core.available) func vcpu(core: Core) throws { try check(ErrnoTables.vcpu, core) }
 
     private func check(_ cases: [ErrnoCase], _ core: Core) throws {
@@ -101,7 +102,8 @@ private struct RequestKinds {
             system = true
         case .setIdentityMapAddress, .resetDirtyRings, .parkVCPU, .setUserMemoryRegions: machine = true
         case _ where PointerRequest.all.contains { $0.request == request && $0.descriptor == \.full }: machine = true
-        case .createVCPU, .setTSSAddress, .createIRQChip, .createPIT, .setBootCPUID: machine = true
+        case .createVCPU, .setTSSAddress, .createIRQChip, .createPIT, .setBootCPUID, .setMMUPageCount, .getMMUPageCount:
+            machine = true
         default: vcpu = true
         }
     }
@@ -133,6 +135,8 @@ private struct PointerRequest {
         .init(\.full, .irqLine, byteCount: 8),
         .init(\.full, .irqLineStatus, byteCount: 8), .init(\.full, .getIRQChip, byteCount: 520),
         .init(\.full, .setIRQChip, byteCount: 520), .init(\.full, .createPIT2, byteCount: 64),
+        .init(\.full, .createDevice, byteCount: 12), .init(\.full, .getPIT, byteCount: 72),
+        .init(\.full, .setPIT, byteCount: 72),
         .init(\.full, .getPIT2, byteCount: 112), .init(\.full, .setPIT2, byteCount: 112),
         .init(\.full, .reinjectControl, byteCount: 32), .init(\.full, .setGSIRouting, beginning: [1, 0]),
         .init(\.full, .setIOEvent, byteCount: 64), .init(\.full, .setInterruptEvent, byteCount: 32),

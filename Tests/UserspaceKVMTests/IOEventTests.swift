@@ -173,7 +173,7 @@ final class TestEvent: Sendable {
         #expect(call(small) { $0.fd = file.rawValue } == .invalidArgument)
         #expect(call(small) { ($0.fd, $0.len) = (event.rawValue, 3) } == .invalidArgument)
         #expect(call(small) { ($0.fd, $0.len) = (event.rawValue, 16) } == .invalidArgument)
-        #expect(call(small) { ($0.fd, $0.flags) = (event.rawValue, 1 << 4) } == .invalidArgument)
+        #expect(call(small) { ($0.fd, $0.flags) = (event.rawValue, 1 << 5) } == .invalidArgument)
         #expect(call(small) { ($0.fd, $0.addr) = (event.rawValue, .max - 2) } == .invalidArgument)
         #expect(call(small) { ($0.fd, $0.len, $0.flags) = (event.rawValue, 0, 1) } == .invalidArgument)
         // A range may end at 2^64 − 1. What is wrong is found before the descriptor is looked at.

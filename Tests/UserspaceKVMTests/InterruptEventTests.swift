@@ -2,6 +2,7 @@ import CHost
 import Glibc
 import Host
 import KVMInterface
+import Synchronization
 import SystemPackage
 import TestSupport
 import Testing
@@ -133,6 +134,26 @@ import UserspaceKVM
         #expect(event.take() == 1)
     }
 
+    /// Once routes are set, no event follows the old ones.
+    @Test func routesChangeWhileEventsCome() throws {
+        let small = try messageMachine()
+        let machine = small.machine
+        let event = try TestEvent()
+        try machine.addInterruptEvent(descriptor: event.rawValue, gsi: 30)
+        let isDone = Flag()
+        try withThreads(1) { _ in
+            while !isDone.isSet { event.signal() }
+        } meanwhile: {
+            defer { isDone.set() }
+            for round in 0..<200 {
+                let vectors: [UInt32] = round & 1 == 0 ? [0x46, 0x45] : [0x45, 0x46]
+                try machine.setGSIRouting([.message(gsi: 30, address: 0xFEE0_0000, data: vectors[0])])
+                _ = try takeRequest(Int(vectors[1]), of: small)
+                #expect(try !takeRequest(Int(vectors[1]), of: small), "round \(round)")
+            }
+        }
+    }
+
     @Test func resamplingThroughPIC() throws {
         let small = try SmallMachine(code: Self.haltLoop, hasIRQChip: true)
         small.setHandler(vector: 0x25, code: Self.handlerWithEnd)
@@ -233,4 +254,11 @@ import UserspaceKVM
         let plain = try SmallMachine().machine
         #expect(throws: Errno.invalidArgument) { try plain.addInterruptEvent(descriptor: -1, gsi: 20) }
     }
+}
+
+private final class Flag: Sendable {
+    private let value = Atomic<Bool>(false)
+
+    var isSet: Bool { value.load(ordering: .relaxed) }
+    func set() { value.store(true, ordering: .relaxed) }
 }

@@ -19,7 +19,11 @@ final class SmallMachine {
     let vcpu: VCPU
     let memory: UnsafeMutableRawBufferPointer
 
-    init(code: [UInt8] = [], hasIRQChip: Bool = false, id: UInt32 = 0, flags: MemoryRegionFlags = []) throws {
+    /// - Parameter splitPinCount: local APICs only, with that many pins of the client's IOAPIC.
+    init(
+        code: [UInt8] = [], hasIRQChip: Bool = false, splitPinCount: Int? = nil, id: UInt32 = 0,
+        flags: MemoryRegionFlags = []
+    ) throws {
         Watchdog.begin()
         let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.byteCount, alignment: 4096)
         memory.initializeMemory(as: UInt8.self, repeating: 0)
@@ -29,6 +33,7 @@ final class SmallMachine {
         system = try KVMSystem(backend: backend)
         machine = try system.createVM()
         if hasIRQChip { try machine.createIRQChip() }
+        if let splitPinCount { try machine.createSplitIRQChip(reservedPinCount: splitPinCount) }
         try machine.setUserMemoryRegion(
             UserMemoryRegion(
                 slot: 0, flags: flags.rawValue, guest_phys_addr: 0, memory_size: UInt64(Self.byteCount),

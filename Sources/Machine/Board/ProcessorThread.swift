@@ -92,6 +92,8 @@ final class ProcessorThread: Sendable {
             handleSystemEvent(type)
         case .hlt:
             fail("HLT left the core, which has the local APIC to wait with")
+        case .endOfInterrupt(let vector):
+            fail("the end of interrupt \(vector) left the core, which has the IOAPIC to tell")
         case .internalError(let suberror, let data):
             let details = data.map { "0x" + String($0, radix: 16) }.joined(separator: " ")
             fail("the core cannot go on (KVM_EXIT_INTERNAL_ERROR, suberror \(suberror)) \(details)")

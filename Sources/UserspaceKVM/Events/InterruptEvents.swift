@@ -70,6 +70,9 @@ final class InterruptEvents: @unchecked Sendable {
         }
     }
 
+    /// Waits for a delivery that may have begun with routes which were replaced before the call.
+    func waitForDelivery() { lock.withLock {} }
+
     /// Ends the thread. Nothing is delivered any more.
     /// > Concurrency: once, when there are no other users.
     func stop() { poller?.stop() }

@@ -86,7 +86,9 @@ private struct IOEventFlags: OptionSet {
     static let ports = Self(rawValue: 1 << 1)
     static let remove = Self(rawValue: 1 << 2)
     static let channels = Self(rawValue: 1 << 3)
-    static let all: Self = [.dataMatch, .ports, .remove, .channels]
+    /// Has no effect: a length of 0 has.
+    static let fastMMIO = Self(rawValue: 1 << 4)
+    static let all: Self = [.dataMatch, .ports, .remove, .channels, .fastMMIO]
 
     var space: WriteSpace { contains(.ports) ? .ports : contains(.channels) ? .channels : .memory }
 }

@@ -1,5 +1,6 @@
 import CHost
 import class GuestMemory.DirtyRing
+import class Interrupts.InterruptBus
 import KVMInterface
 
 /// What `KVM_CHECK_EXTENSION` answers: only what works here.
@@ -15,7 +16,7 @@ enum Extensions {
             .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
             .vcpuAttributes, .systemAttributes, .x86UserSpaceMSR, .x86MSRFilter, .msrPlatformInfo,
             .setGuestDebug, .x86SMM, .ioEvents, .ioEventNoLength, .ioEventAnyLength, .irqEvents, .irqEventResampling,
-            .coalescedPIO:
+            .coalescedPIO, .splitIRQChip, .shadowCacheControl, .deviceControl:
             return 1
         case .setGuestDebug2: return Int(UserspaceVCPU.debugControls)
         case .synchronizedRegisters: return Int(UserspaceVCPU.synchronizedRegisters)
@@ -46,4 +47,10 @@ struct X2APICAPIFlags: OptionSet {
     static let use32BitIDs = Self(rawValue: 1 << 0)
     static let disableBroadcastQuirk = Self(rawValue: 1 << 1)
     static let all: Self = [.use32BitIDs, .disableBroadcastQuirk]
+
+    /// Tells the bus, which never goes back.
+    func configure(_ bus: InterruptBus) {
+        if contains(.use32BitIDs) { bus.hasExtendedDestinations = true }
+        if contains(.disableBroadcastQuirk) { bus.hasBroadcastQuirk = false }
+    }
 }

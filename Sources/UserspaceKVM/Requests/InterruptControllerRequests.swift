@@ -54,6 +54,27 @@ extension UserspaceVM {
         pit.pit.loadState(Interrupts.PITState(state), now: MonotonicClock.nanoseconds())
     }
 
+    /// The corresponding C request is `KVM_GET_PIT`, which carries no flags.
+    /// - Throws: `ENXIO` without a timer.
+    func getOldPIT(at argument: UInt) throws(Errno) {
+        var state = kvm_pit_state()
+        try ClientMemory.copyIn(&state, from: argument)
+        guard let pit else { throw .noSuchAddressOrDevice }
+        state.channels = kvm_pit_state2(pit.pit.saveState()).channels
+        try ClientMemory.copyOut(state, to: argument)
+    }
+
+    /// The corresponding C request is `KVM_SET_PIT`; flags stay as they are.
+    /// - Throws: `ENXIO` without a timer.
+    func setOldPIT(at argument: UInt) throws(Errno) {
+        var old = kvm_pit_state()
+        try ClientMemory.copyIn(&old, from: argument)
+        guard let pit else { throw .noSuchAddressOrDevice }
+        var state = kvm_pit_state2(pit.pit.saveState())
+        state.channels = old.channels
+        pit.pit.loadState(Interrupts.PITState(state), now: MonotonicClock.nanoseconds())
+    }
+
     /// - Throws: `ENXIO` without a timer.
     func setReinjection(at argument: UInt) throws(Errno) {
         var request = kvm_reinject_control()

@@ -36,9 +36,14 @@ extension UserspaceKVM {
         case .signalMSI: return try vm.signalMSI(at: argument)
         case .getIRQChip: try vm.getIRQChip(at: argument)
         case .setIRQChip: try vm.setIRQChip(at: argument)
+        case .getPIT: try vm.getOldPIT(at: argument)
+        case .setPIT: try vm.setOldPIT(at: argument)
         case .getPIT2: try vm.getPIT(at: argument)
         case .setPIT2: try vm.setPIT(at: argument)
         case .reinjectControl: try vm.setReinjection(at: argument)
+        case .setMMUPageCount: try vm.setMMUPageCount(argument)
+        case .getMMUPageCount: return vm.mmuPageCount
+        case .createDevice: try vm.createDevice(at: argument)
         case .getClock: try vm.getClock(at: argument)
         case .setClock: try vm.setClock(at: argument)
         case .setMSRFilter: try vm.setMSRFilter(at: argument)
@@ -79,20 +84,36 @@ extension UserspaceVM {
         try ClientMemory.copyIn(&request, from: argument)
         guard request.flags == 0 else { throw .invalidArgument }
         switch KVMCapability(rawValue: request.cap) {
-        case .x2APICAPI:
-            let flags = X2APICAPIFlags(rawValue: request.args.0)
-            guard flags.isSubset(of: .all) else { throw .invalidArgument }
-            if flags.contains(.use32BitIDs) {
-                hasExtendedAPICIDs.store(true, ordering: .relaxed)
-                router?.bus.hasExtendedDestinations = true
-            }
-            if flags.contains(.disableBroadcastQuirk) { router?.bus.hasBroadcastQuirk = false }
+        case .x2APICAPI: try enableX2APICAPI(request.args.0)
+        case .splitIRQChip: try createSplitIRQChip(reservedPinCount: request.args.0)
         case .manualDirtyLogProtect: try setManualProtection(request.args.0)
         case .dirtyLogRing, .dirtyLogRingAcquireRelease: try enableDirtyRings(byteCount: request.args.0)
         case .exceptionPayload:
             reportsExceptionPayloads.store(request.args.0 & 1 != 0, ordering: .relaxed)
         default: try enableSetting(KVMCapability(rawValue: request.cap), request.args.0)
         }
+    }
+
+    /// - Throws: `EINVAL` for fewer pages than KVM needs.
+    func setMMUPageCount(_ count: UInt) throws(Errno) {
+        guard count >= Limits.mmuPageCount else { throw .invalidArgument }
+        lock.withLock { requestedMMUPageCount = count }
+    }
+
+    /// What was set, or what KVM would choose by itself.
+    var mmuPageCount: Int32 {
+        let requested = lock.withLock { requestedMMUPageCount }
+        if requested != 0 { return Int32(clamping: requested) }
+        let (slotCount, pageCount) = memory.counts
+        return slotCount == 0 ? 0 : Int32(clamping: max(pageCount / 50, UInt64(Limits.mmuPageCount)))
+    }
+
+    /// The corresponding C request is `KVM_CREATE_DEVICE`.
+    /// - Throws: `ENODEV`: there is no kind of device.
+    func createDevice(at argument: UInt) throws(Errno) {
+        var request = kvm_create_device()
+        try ClientMemory.copyIn(&request, from: argument)
+        throw .operationNotSupportedByDevice
     }
 
     func setTSSAddress(_ address: UInt) throws(Errno) {

@@ -154,12 +154,19 @@ extension UserspaceVCPU {
         try setActivity(state)
     }
 
-    /// - Throws: `EINVAL` for a vector above 255, `ENXIO` if the machine has local APICs.
+    /// With local APICs the vector waits until the processor takes interrupts of the 8259.
+    ///
+    /// - Throws: `EINVAL` for a vector above 255, `ENXIO` if the machine has PICs, `EEXIST` if a vector waits.
     private func injectInterrupt(at argument: UInt) throws(Errno) {
         var request = kvm_interrupt()
         try ClientMemory.copyIn(&request, from: argument)
         guard let vector = UInt8(exactly: request.irq) else { throw .invalidArgument }
-        guard apic == nil else { throw .noSuchAddressOrDevice }
+        if apic != nil {
+            guard vm.router?.pic == nil else { throw .noSuchAddressOrDevice }
+            guard clientVector == nil else { throw .fileExists }
+            clientVector = vector
+            return
+        }
         processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: vector)
     }
 

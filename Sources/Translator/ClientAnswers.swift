@@ -7,8 +7,10 @@ struct ClientAnswers {
     private var values = [UInt64](repeating: 0, count: 8)
     private var count = 0
     private var used = 0
+    /// How many are used up for good.
+    private var completed = 0
 
-    var isEmpty: Bool { count == 0 }
+    var isEmpty: Bool { count == completed }
 
     mutating func append(_ value: UInt64) {
         if count < values.count { values[count] = value } else { values.append(value) }
@@ -23,10 +25,17 @@ struct ClientAnswers {
     }
 
     /// The instruction starts over.
-    mutating func rewind() { used = 0 }
+    mutating func rewind() { used = completed }
+
+    /// A part of the instruction is complete: the answers used so far are not taken again.
+    mutating func removeUsed() {
+        completed = used
+        if isEmpty { removeAll() }
+    }
 
     mutating func removeAll() {
         count = 0
         used = 0
+        completed = 0
     }
 }

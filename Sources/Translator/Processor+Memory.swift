@@ -323,6 +323,13 @@ extension Processor {
         clientAnswers.append(value)
     }
 
+    /// The client's answers to the elements of a string instruction, as ``answerClientRead(_:)``.
+    public func answerClientReads(count: Int, _ value: (Int) -> UInt64) {
+        guard pendingClientRequest != nil else { return }
+        pendingClientRequest = nil
+        for index in 0..<count { clientAnswers.append(value(index)) }
+    }
+
     /// The client's answer to an access to a model-specific register.
     ///
     /// - Parameters:

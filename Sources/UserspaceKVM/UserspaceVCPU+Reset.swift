@@ -22,6 +22,10 @@ extension UserspaceVCPU {
         paravirtualClock = ParavirtualClock()
         machineCheck = MachineCheck()
         hasPendingTripleFault = false
+        enforcesParavirtualFeatures = false
+        pollControl = 1
+        stealTime = StealTime()
+        taskPriorityPatching = TaskPriorityPatching()
         debuggerBlocksInterrupts = false
         processor.debugger = DebuggerControl()
         clientTaskPriority = 0
@@ -32,6 +36,7 @@ extension UserspaceVCPU {
         startupVector = 0
         signals.store(0, ordering: .relaxed)
         runArea.bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        apic?.unmasksLINT0 = quirks.contains(.unmaskedLINT0)
         apic?.resetForPowerUp()
         apic?.tscFrequencyKilohertz = vm.tscKilohertz
         // Forgets every translation, too: no request has reached it.
@@ -95,6 +100,7 @@ extension UserspaceVCPU {
         guard let apic, apic.hasPendingSignals else { return }
         if apic.takeInitialize() {
             initialize()
+            apic.unmasksLINT0 = quirks.contains(.unmaskedLINT0)
             apic.resetForInitialize()
             let isBootstrap = apic.base & APICBase.bootstrapProcessor != 0
             processor.system.activity = isBootstrap ? .running : .initReceived

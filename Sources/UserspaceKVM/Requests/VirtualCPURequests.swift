@@ -40,6 +40,9 @@ extension UserspaceVCPU {
         case .getXCRs: try getXCRs(at: argument)
         case .setXCRs: try setXCRs(at: argument)
         case .getCPUID2: try getCPUID(at: argument)
+        case .setCPUID: try setPlainCPUID(at: argument)
+        case .translate: try translate(at: argument)
+        case .enableCapability: try enableCapability(at: argument)
         case .setCPUID2: try setCPUID(at: argument)
         case .getMSRs: return try MSRRequest.answer(at: argument) { readClientMSR($0) }
         case .setMSRs: return try MSRRequest.take(at: argument) { writeClientMSR($0, $1) }
@@ -55,6 +58,8 @@ extension UserspaceVCPU {
         case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: UInt(UInt32(truncatingIfNeeded: argument)))
         case .getDeviceAttribute, .setDeviceAttribute, .hasDeviceAttribute:
             try handleAttribute(request, at: argument)
+        case .setTaskPriorityReporting: try setTaskPriorityReporting(at: argument)
+        case .setTaskPriorityWord: try setTaskPriorityWord(at: argument)
         case .setGuestDebug: try setGuestDebug(at: argument)
         case .setUpMachineCheck: try setUpMachineCheck(at: argument)
         case .setMachineCheck: try setMachineCheck(at: argument)
@@ -62,6 +67,28 @@ extension UserspaceVCPU {
         default: throw .invalidArgument
         }
         return 0
+    }
+
+    /// - Throws: `EINVAL` for a capability that a vCPU does not have.
+    private func enableCapability(at argument: UInt) throws(Errno) {
+        var request = kvm_enable_cap()
+        try ClientMemory.copyIn(&request, from: argument)
+        guard request.flags == 0, KVMCapability(rawValue: request.cap) == .enforceParavirtualFeatures
+        else { throw .invalidArgument }
+        enforcesParavirtualFeatures = request.args.0 != 0
+    }
+
+    private func translate(at argument: UInt) throws(Errno) {
+        var request = kvm_translation()
+        try ClientMemory.copyIn(&request, from: argument)
+        requests.enter()
+        let physical = processor.translate(request.linear_address)
+        requests.leave()
+        request.physical_address = physical ?? .max
+        request.valid = physical == nil ? 0 : 1
+        request.writeable = 1
+        request.usermode = 0
+        try ClientMemory.copyOut(request, to: argument)
     }
 
     private func setGeneralRegisters(at argument: UInt) throws(Errno) {

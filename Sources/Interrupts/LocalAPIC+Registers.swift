@@ -10,6 +10,26 @@ extension LocalAPIC {
         return offset < 4096 ? UInt32(truncatingIfNeeded: offset) : nil
     }
 
+    // MARK: Task priority in guest memory
+
+    /// The word that guests find instead of the register: the task priority, the class of the vector in service, and the
+    /// highest vector requested.
+    public var taskPriorityWord: UInt32 {
+        let serviced = UInt32(inService.highest ?? 0) & 0xF0
+        return UInt32(taskPriorityRegister) | serviced << 8 | UInt32(requests.highest ?? 0) << 24
+    }
+
+    /// Takes over the task priority that the guest left in its word.
+    public func setTaskPriority(fromWord word: UInt32) {
+        taskPriorityRegister = UInt8(truncatingIfNeeded: word)
+        updateProcessorPriority()
+    }
+
+    // MARK: The page
+
+    /// Whether `address` lies where the register page is or would be.
+    public func isAtPage(_ address: UInt64) -> Bool { address &- (base & ~0xFFF) < 4096 }
+
     /// Reads from the register page.
     ///
     /// Registers are 4 bytes at multiples of 16. Reads inside one register give its bytes; others are undefined in the

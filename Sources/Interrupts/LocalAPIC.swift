@@ -38,6 +38,8 @@ public final class LocalAPIC: @unchecked Sendable {
     public var physicalAddressBits: UInt64 = 52
     /// The guest's TSC frequency. After a change call ``rearmTimer(now:)``.
     public var tscFrequencyKilohertz: UInt64 = 1_000_000
+    /// A reset lets the 8259's interrupts through to the boot processor.
+    public var unmasksLINT0 = true
 
     // Written by all threads.
 
@@ -273,7 +275,7 @@ public final class LocalAPIC: @unchecked Sendable {
         commandHigh = 0
         localVectors = LocalVectorTable()
         // The 8259 reaches the boot processor without a line of APIC code, as firmware would have set it up.
-        if base & APICBase.bootstrapProcessor != 0 {
+        if base & APICBase.bootstrapProcessor != 0, unmasksLINT0 {
             localVectors[.lint0] = UInt32(DeliveryMode.external.rawValue) << 8
         }
         initialCount = 0

@@ -11,6 +11,7 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let shadowCacheControl = Self(rawValue: 2)
     public static let userMemory = Self(rawValue: 3)
     public static let setTSSAddress = Self(rawValue: 4)
+    public static let taskPriorityPatching = Self(rawValue: 6)
     public static let extendedCPUID = Self(rawValue: 7)
     public static let clockSource = Self(rawValue: 8)
     /// The answer is the recommended number of vCPUs.
@@ -75,6 +76,8 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     /// The answer is the first vCPU id that is too large.
     public static let maximumVCPUID = Self(rawValue: 128)
     public static let x2APICAPI = Self(rawValue: 129)
+    /// The answer is which exits `KVM_ENABLE_CAP` can turn off.
+    public static let x86DisableExits = Self(rawValue: 143)
     public static let immediateExit = Self(rawValue: 136)
     public static let getMSRFeatures = Self(rawValue: 153)
     public static let msrPlatformInfo = Self(rawValue: 159)
@@ -82,8 +85,11 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let exceptionPayload = Self(rawValue: 164)
     /// The answer is which of the flags `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE` and `KVM_DIRTY_LOG_INITIALLY_SET` can be enabled.
     public static let manualDirtyLogProtect = Self(rawValue: 168)
+    public static let haltPoll = Self(rawValue: 182)
+    public static let stealTime = Self(rawValue: 187)
     public static let x86UserSpaceMSR = Self(rawValue: 188)
     public static let x86MSRFilter = Self(rawValue: 189)
+    public static let enforceParavirtualFeatures = Self(rawValue: 190)
     /// The answer is the largest size in bytes.
     public static let dirtyLogRing = Self(rawValue: 192)
     public static let dirtyLogRingAcquireRelease = Self(rawValue: 223)
@@ -91,6 +97,7 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let setGuestDebug2 = Self(rawValue: 195)
     public static let specialRegisters2 = Self(rawValue: 200)
     public static let binaryStatistics = Self(rawValue: 203)
+    public static let exitOnEmulationFailure = Self(rawValue: 204)
     /// The answer is the number of guest physical address bits.
     public static let guestPhysicalAddressBits = Self(rawValue: 207)
     public static let systemAttributes = Self(rawValue: 209)

@@ -54,6 +54,7 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setBootCPUID = 0x0000_AE78
     case setClock = 0x4030_AE7B
     case getClock = 0x8030_AE7C
+    /// Also to a virtual CPU.
     case enableCapability = 0x4068_AEA3
     case setMSRFilter = 0x4188_AEC6
 
@@ -84,6 +85,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setFloatingPoint = 0x41A0_AE8D
     case getLocalAPIC = 0x8400_AE8E
     case setLocalAPIC = 0x4400_AE8F
+    case translate = 0xC018_AE85
+    case setCPUID = 0x4008_AE8A
     case setCPUID2 = 0x4008_AE90
     case getCPUID2 = 0xC008_AE91
     case getMPState = 0x8004_AE98
@@ -99,6 +102,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case getXSave2 = 0x9000_AECF
     case getXCRs = 0x8188_AEA6
     case setXCRs = 0x4188_AEA7
+    case setTaskPriorityReporting = 0xC028_AE92
+    case setTaskPriorityWord = 0x4008_AE93
     case setGuestDebug = 0x4048_AE9B
     case setDeviceAttribute = 0x4018_AEE1
     case setUpMachineCheck = 0x4008_AE9C
@@ -107,5 +112,4 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case setTSCFrequency = 0x0000_AEA2
     case getTSCFrequency = 0x0000_AEA3
     case kvmClockControl = 0x0000_AEAD
-    case setVirtualAPICAddress = 0x4008_AE93
 }

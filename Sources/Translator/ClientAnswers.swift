@@ -9,8 +9,10 @@ struct ClientAnswers {
     private var places = [UInt64](repeating: 0, count: 8)
     private var count = 0
     private var used = 0
+    /// How many are used up for good.
+    private var completed = 0
 
-    var isEmpty: Bool { count == 0 }
+    var isEmpty: Bool { count == completed }
 
     mutating func append(_ value: UInt64, to request: ClientRequest) {
         if count == values.count {
@@ -38,11 +40,18 @@ struct ClientAnswers {
     }
 
     /// The instruction starts over.
-    mutating func rewind() { used = 0 }
+    mutating func rewind() { used = completed }
+
+    /// A part of the instruction is complete: the answers used so far are not taken again.
+    mutating func removeUsed() {
+        completed = used
+        if isEmpty { removeAll() }
+    }
 
     mutating func removeAll() {
         count = 0
         used = 0
+        completed = 0
     }
 }
 
@@ -50,7 +59,7 @@ extension ClientRequest {
     /// The port, the address, or the number of the register.
     fileprivate var place: UInt64 {
         switch self {
-        case .portIn(let port, _), .portOut(let port, _, _): UInt64(port)
+        case .portIn(let port, _), .portInString(let port, _, _), .portOut(let port, _, _): UInt64(port)
         case .mmioRead(let address, _), .mmioWrite(let address, _, _): address
         case .msrRead(let index, _), .msrWrite(let index, _, _): UInt64(index)
         }

@@ -337,6 +337,13 @@ extension Processor {
         clientAnswers.append(value, to: request)
     }
 
+    /// The client's answers to the elements of a string instruction, as ``answerClientRead(_:)``.
+    public func answerClientReads(count: Int, _ value: (Int) -> UInt64) {
+        guard let request = pendingClientRequest else { return }
+        pendingClientRequest = nil
+        for index in 0..<count { clientAnswers.append(value(index), to: request) }
+    }
+
     /// The client's answer to an access to a model-specific register.
     ///
     /// - Parameters:

@@ -418,6 +418,20 @@ public final class Processor {
     /// How walks of the shadow pages ended. > Concurrency: any thread.
     public var shadowStatistics: ShadowWalker.Statistics? { shadow?.statistics }
 
+    /// The guest physical address of `linear` by the guest's tables as they are now, in the name of the supervisor; nil if
+    /// there is none.
+    /// > Concurrency: the owner, inside.
+    public func translate(_ linear: UInt64) -> UInt64? {
+        walk.flush()
+        let access = PageAccess(.read, isUser: false, overridesAccessPrevention: true)
+        let result = memory.withReadSection { walk.translate(linear, access, pagingContext) }
+        guard case .translated(let translation) = result else { return nil }
+        return translation.physical | linear & 0xFFF
+    }
+
+    /// Where the instruction is whose access reaches a device now: RIP may be behind it already.
+    public var accessingRIP: UInt64 { lastPlace.rip }
+
     // MARK: Flushes
 
     /// Drops cached translations.

@@ -29,6 +29,12 @@ public protocol ProcessorPlatform: AnyObject {
     /// The CPUID leaf for `function`/`index` as the client set it, with nothing adjusted for the current state.
     func cpuid(function: UInt32, index: UInt32) -> CPUIDResult
 
+    /// What KVM does that processors do not.
+    var quirks: ProcessorQuirks { get }
+
+    /// The instruction of the host's vendor for hypercalls; nil if either will do.
+    var hypercallInstruction: HypercallInstruction? { get }
+
     /// KVM hypercall (`vmcall`/`vmmcall`), numbers and arguments already read; the result goes to RAX.
     func hypercall(_ number: UInt64, _ a0: UInt64, _ a1: UInt64, _ a2: UInt64, _ a3: UInt64) -> UInt64
 
@@ -46,6 +52,35 @@ extension ProcessorPlatform {
     public func allowsMSR(_ index: UInt32, isWrite: Bool) -> Bool { true }
     public func asksClient(about reason: MSRRefusal) -> Bool { false }
     public var showsPlatformInformation: Bool { true }
+    public var quirks: ProcessorQuirks { [] }
+    public var hypercallInstruction: HypercallInstruction? { nil }
+}
+
+/// Behaviour of KVM that clients can turn off (`KVM_CAP_DISABLE_QUIRKS2`). The raw values are those of `KVM_X86_QUIRK_…`.
+public struct ProcessorQuirks: OptionSet, Sendable {
+    public let rawValue: UInt64
+    public init(rawValue: UInt64) { self.rawValue = rawValue }
+
+    /// LINT0 of the boot processor is unmasked after a reset.
+    public static let unmaskedLINT0 = Self(rawValue: 1 << 0)
+    /// CR0.CD and CR0.NW count as clear: memory types change nothing here in any case.
+    public static let cachingIsOn = Self(rawValue: 1 << 1)
+    /// A local APIC that is off, or in x2APIC mode, still answers at its page.
+    public static let answeredAPICPage = Self(rawValue: 1 << 2)
+    /// OUT to port 0x7E is complete when it reaches the client.
+    public static let completedPort7E = Self(rawValue: 1 << 3)
+    /// CPUID's MONITOR bit does not follow IA32_MISC_ENABLE.
+    public static let fixedMonitorBit = Self(rawValue: 1 << 4)
+    /// The hypercall instruction of another vendor is replaced by the right one.
+    public static let patchedHypercalls = Self(rawValue: 1 << 5)
+    /// MONITOR and MWAIT do nothing where CPUID does not tell of them.
+    public static let toleratedMonitor = Self(rawValue: 1 << 6)
+
+    public static let all = Self(rawValue: 0x7F)
+}
+
+public enum HypercallInstruction: Sendable {
+    case vmcall, vmmcall
 }
 
 /// What CPUID returns.

@@ -20,6 +20,8 @@ public enum RunResult: Equatable, Sendable {
 /// An access for the client. Reads of devices are answered through ``Processor/answerClientRead(_:)``.
 public enum ClientRequest: Equatable, Sendable {
     case portIn(port: UInt16, byteCount: Int)
+    /// `count` elements of a string instruction, answered through ``Processor/answerClientReads(count:_:)``.
+    case portInString(port: UInt16, byteCount: Int, count: Int)
     case portOut(port: UInt16, byteCount: Int, value: UInt32)
     case mmioRead(address: UInt64, byteCount: Int)
     case mmioWrite(address: UInt64, byteCount: Int, value: UInt64)

@@ -11,6 +11,17 @@ final class MachineSettings: Sendable {
     /// `KVM_CAP_MSR_PLATFORM_INFO`.
     let showsPlatformInformation = Atomic<Bool>(true)
 
+    /// The raw values of the quirks that the client turned off.
+    let disabledQuirks = Atomic<UInt64>(0)
+    /// `KVM_CAP_X86_TRIPLE_FAULT_EVENT`.
+    let reportsTripleFaults = Atomic<Bool>(false)
+    /// `KVM_CAP_EXIT_ON_EMULATION_FAILURE`.
+    let exitsOnEmulationFailure = Atomic<Bool>(false)
+
+    var quirks: ProcessorQuirks {
+        ProcessorQuirks.all.subtracting(ProcessorQuirks(rawValue: disabledQuirks.load(ordering: .relaxed)))
+    }
+
     /// Whether there is a filter: without one nobody takes its lock.
     private let hasFilter = Atomic<Bool>(false)
     private let filter = Mutex<MSRFilter?>(nil)

@@ -140,9 +140,14 @@ enum ParavirtualFeature {
     static let clockSource: UInt32 = 1 << 0
     static let noIODelay: UInt32 = 1 << 1
     static let clockSource2: UInt32 = 1 << 3
+    static let stealTime: UInt32 = 1 << 5
     static let unhalt: UInt32 = 1 << 7
     static let sendIPI: UInt32 = 1 << 11
+    static let pollControl: UInt32 = 1 << 12
+    static let yield: UInt32 = 1 << 13
     static let clockSourceStable: UInt32 = 1 << 24
 
-    static let all = clockSource | noIODelay | clockSource2 | unhalt | sendIPI | clockSourceStable
+    static let all =
+        clockSource | noIODelay | clockSource2 | (StealTime.isAvailable ? stealTime : 0) | unhalt | sendIPI
+        | pollControl | clockSourceStable
 }

@@ -12,7 +12,7 @@ import X86
 extension UserspaceVCPU {
     private static let knownEventFlags = UInt32(
         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW
-            | KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD)
+            | KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
 
     /// Without the capability for payloads a client finds what a pending exception does to CR2 and DR6 in these registers.
     /// > Source: Linux, `kvm_handle_exception_payload_quirk` (behaviour).
@@ -36,6 +36,10 @@ extension UserspaceVCPU {
         events.smi.smm_inside_nmi = system.systemManagement.isInsideNMI ? 1 : 0
         events.smi.latched_init = apic?.hasPendingInitialize == true ? 1 : 0
         if vm.reportsExceptionPayloads.load(ordering: .relaxed) { events.flags |= UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) }
+        if vm.settings.reportsTripleFaults.load(ordering: .relaxed) {
+            events.triple_fault.pending = hasPendingTripleFault ? 1 : 0
+            events.flags |= UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
+        }
         return events
     }
 
@@ -66,6 +70,9 @@ extension UserspaceVCPU {
         let hasPayloads = vm.reportsExceptionPayloads.load(ordering: .relaxed)
         let usesPayload = events.flags & UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) != 0
         guard !usesPayload || hasPayloads else { throw .invalidArgument }
+        let setsTripleFault = events.flags & UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT) != 0
+        guard !setsTripleFault || vm.settings.reportsTripleFaults.load(ordering: .relaxed)
+        else { throw .invalidArgument }
         let hasException = events.exception.injected != 0 || usesPayload && events.exception.pending != 0
         if hasException, events.exception.nr > 31 || events.exception.nr == 2 { throw .invalidArgument }
         let hasSystemManagement = events.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0
@@ -80,6 +87,7 @@ extension UserspaceVCPU {
         if events.flags & UInt32(KVM_VCPUEVENT_VALID_SHADOW) != 0 {
             processor.hasInterruptShadow = events.interrupt.shadow != 0
         }
+        if setsTripleFault { hasPendingTripleFault = events.triple_fault.pending != 0 }
         processor.system.nmiBlocked = events.nmi.masked != 0
         if events.flags & UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING) != 0 { setPendingNMI(events.nmi.pending != 0) }
         if events.flags & UInt32(KVM_VCPUEVENT_VALID_SIPI_VECTOR) != 0, apic != nil {

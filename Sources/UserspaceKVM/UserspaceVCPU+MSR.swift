@@ -14,6 +14,19 @@ enum ParavirtualMSR {
     static let systemTimeOld: UInt32 = 0x12
     static let wallClock: UInt32 = 0x4B56_4D00
     static let systemTime: UInt32 = 0x4B56_4D01
+    static let stealTime: UInt32 = 0x4B56_4D03
+    static let pollControl: UInt32 = 0x4B56_4D05
+
+    /// The bits of CPUID that tell of a register; 0 if it is none of these.
+    static func feature(_ index: UInt32) -> UInt32 {
+        switch index {
+        case systemTimeOld, wallClockOld: ParavirtualFeature.clockSource
+        case systemTime, wallClock: ParavirtualFeature.clockSource2
+        case stealTime: ParavirtualFeature.stealTime
+        case pollControl: ParavirtualFeature.pollControl
+        default: 0
+        }
+    }
 }
 
 /// Which registers clients are told of.
@@ -27,7 +40,8 @@ enum MSRList {
             MSR.systemManagementBase, MSR.systemManagementInterruptCount, MSR.machineCheckStatus, MSR.machineCheckControl, MSR.platformInformation, MSR.miscFeaturesEnable,
             MSR.powerControl, MSR.featureControl, MSR.amdHardwareConfiguration, MSR.amdDecodeConfiguration,
             ParavirtualMSR.systemTimeOld, ParavirtualMSR.wallClockOld, ParavirtualMSR.systemTime,
-            ParavirtualMSR.wallClock, MSR.memoryTypeDefault, MSR.fixedRange64K, MSR.fixedRange16K0,
+            ParavirtualMSR.wallClock, ParavirtualMSR.stealTime, ParavirtualMSR.pollControl, MSR.memoryTypeDefault,
+            MSR.fixedRange64K, MSR.fixedRange16K0,
             MSR.fixedRange16K1
         ] + Array(MSR.fixedRange4K0...MSR.fixedRange4KLast) + Array(MSR.variableRange0...MSR.variableRangeLast)
 
@@ -73,7 +87,10 @@ extension UserspaceVCPU {
             return apic.readMSR(index, now: now)
         }
         if MachineCheck.ownsMSR(index) { return machineCheck.read(index, by: reader) }
+        guard hasParavirtualRegister(index) else { return nil }
         switch index {
+        case ParavirtualMSR.stealTime: return stealTime.register
+        case ParavirtualMSR.pollControl: return pollControl
         case ParavirtualMSR.systemTime, ParavirtualMSR.systemTimeOld: return paravirtualClock.systemTime
         case ParavirtualMSR.wallClock, ParavirtualMSR.wallClockOld: return paravirtualClock.wallClock
         default: return nil
@@ -95,7 +112,13 @@ extension UserspaceVCPU {
                 index, value, by: writer,
                 hardwareConfiguration: processor.system.modelSpecific.amdHardwareConfiguration)
         }
+        guard hasParavirtualRegister(index) else { return false }
         switch index {
+        case ParavirtualMSR.stealTime: return stealTime.setRegister(value)
+        case ParavirtualMSR.pollControl:
+            guard value <= 1 else { return false }
+            pollControl = value
+            return true
         case ParavirtualMSR.systemTime, ParavirtualMSR.systemTimeOld:
             paravirtualClock.setSystemTime(value)
             // Guest memory is written inside; a client's write takes effect with the next run.
@@ -108,6 +131,13 @@ extension UserspaceVCPU {
         default:
             return false
         }
+    }
+
+    /// Whether CPUID allows one of KVM's own registers, where the client insists on that.
+    private func hasParavirtualRegister(_ index: UInt32) -> Bool {
+        guard enforcesParavirtualFeatures else { return true }
+        let feature = ParavirtualMSR.feature(index)
+        return feature == 0 || hasParavirtualFeature(feature)
     }
 
     // MARK: All registers, for the client

@@ -22,6 +22,10 @@ extension UserspaceVCPU {
         paravirtualClock = ParavirtualClock()
         machineCheck = MachineCheck()
         hasPendingTripleFault = false
+        enforcesParavirtualFeatures = false
+        pollControl = 1
+        stealTime = StealTime()
+        taskPriorityPatching = TaskPriorityPatching()
         debuggerBlocksInterrupts = false
         processor.attach(DebuggerControl())
         clientTaskPriority = 0
@@ -35,6 +39,7 @@ extension UserspaceVCPU {
         signals.store(0, ordering: .relaxed)
         // Behind that is the machine's ring.
         runArea.bytes[..<Limits.coalescedRingOffset].initializeMemory(as: UInt8.self, repeating: 0)
+        apic?.unmasksLINT0 = quirks.contains(.unmaskedLINT0)
         apic?.resetForPowerUp()
         apic?.tscFrequencyKilohertz = vm.tscKilohertz
         // Forgets every translation, too: no request has reached it.
@@ -106,6 +111,7 @@ extension UserspaceVCPU {
         }
         if apic.takeInitialize() {
             initialize()
+            apic.unmasksLINT0 = quirks.contains(.unmaskedLINT0)
             apic.resetForInitialize()
             let isBootstrap = apic.base & APICBase.bootstrapProcessor != 0
             processor.system.activity = isBootstrap ? .running : .initReceived

@@ -32,6 +32,7 @@ extension UserspaceVCPU {
                 try waitForActivity()
                 continue
             }
+            if !completes, describeTaskPriorityAccess() { return exit(KVM_EXIT_TPR_ACCESS) }
             if hasPendingTripleFault, !completes {
                 hasPendingTripleFault = false
                 return exit(KVM_EXIT_SHUTDOWN)
@@ -47,8 +48,12 @@ extension UserspaceVCPU {
             counters.entries.increment()
             if takeSignal(.timer) || counters.entries.value & 15 == 0 { serviceTimer() }
             if takeSignal(.clockChanged) { writeParavirtualClock() }
+            if stealTime.isEnabled { recordStealTime() }
             injectEvents()
+            let hasPriorityWord = taskPriorityPatching.wordAddress != 0
+            if hasPriorityWord { storeTaskPriorityWord() }
             let result = processor.run()
+            if hasPriorityWord { loadTaskPriorityWord() }
             if result == .emulationFailure { describeEmulationFailure() }
             requests.leave()
             if let outcome = try handle(result) { return outcome }
@@ -65,6 +70,7 @@ extension UserspaceVCPU {
             pendingAccess = request
             describe(request)
             counters.exits.increment()
+            if case .portOut(0x7E, _, _) = request, quirks.contains(.completedPort7E) { completeAtOnce() }
             return 0
         case .halted:
             processor.system.activity = apic == nil ? .running : .halted
@@ -78,8 +84,23 @@ extension UserspaceVCPU {
         case .hostMemory:
             throw .badAddress
         case .emulationFailure:
+            if !vm.settings.exitsOnEmulationFailure.load(ordering: .relaxed) {
+                if processor.system.pendingEvent == nil {
+                    processor.system.pendingEvent = PendingEvent(.invalidOpcode)
+                }
+                if processor.system.cpl != 0 { return nil }
+            }
             return exit(KVM_EXIT_INTERNAL_ERROR)
         }
+    }
+
+    /// Completes an instruction whose exit needs no answer, before the client sees it.
+    private func completeAtOnce() {
+        answerPendingAccess()
+        requests.enter()
+        processor.raiseAttention()
+        _ = processor.run()
+        requests.leave()
     }
 
     private func exit(_ reason: Int32) -> Int32 {

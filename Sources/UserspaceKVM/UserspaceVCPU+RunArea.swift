@@ -10,6 +10,10 @@ extension UserspaceVCPU {
         guard let access = pendingAccess else { return }
         pendingAccess = nil
         switch access {
+        case .portInString(_, let byteCount, let count):
+            processor.answerClientReads(count: count) { index in
+                littleEndian(at: Limits.portDataOffset + index * byteCount, byteCount)
+            }
         case .msrRead, .msrWrite:
             let answer = runArea.run.pointee.msr
             processor.answerClientMSR(answer.data, isRefused: answer.error != 0)
@@ -24,7 +28,7 @@ extension UserspaceVCPU {
             return littleEndian(at: Limits.portDataOffset, byteCount)
         case .mmioRead(_, let byteCount):
             return littleEndian(at: Self.mmioDataOffset, byteCount)
-        case .portOut, .mmioWrite, .msrRead, .msrWrite:
+        case .portOut, .mmioWrite, .portInString, .msrRead, .msrWrite:
             return 0
         }
     }
@@ -35,6 +39,9 @@ extension UserspaceVCPU {
         switch access {
         case .portIn(let port, let byteCount):
             describePort(port, byteCount, direction: KVM_EXIT_IO_IN)
+        case .portInString(let port, let byteCount, let count):
+            describePort(port, byteCount, direction: KVM_EXIT_IO_IN)
+            run.pointee.io.count = UInt32(count)
         case .portOut(let port, let byteCount, let value):
             describePort(port, byteCount, direction: KVM_EXIT_IO_OUT)
             store(UInt64(value), at: Limits.portDataOffset, byteCount)

@@ -67,6 +67,12 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var isUnhalted = false
     let counters = VCPUCounters()
     var machineCheck = MachineCheck()
+    /// `KVM_CAP_ENFORCE_PV_FEATURE_CPUID`.
+    var enforcesParavirtualFeatures = false
+    /// MSR_KVM_POLL_CONTROL: whether the host may poll before a vCPU sleeps, which it never does.
+    var pollControl: UInt64 = 1
+    var stealTime = StealTime()
+    var taskPriorityPatching = TaskPriorityPatching()
     /// The client's debugger keeps interrupts away.
     var debuggerBlocksInterrupts = false
     /// The next run ends as by a triple fault.
@@ -96,6 +102,10 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         if vm.router != nil {
             apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self)
             apic?.tscFrequencyKilohertz = vm.tscKilohertz
+            if !quirks.contains(.unmaskedLINT0) {
+                apic?.unmasksLINT0 = false
+                apic?.resetForPowerUp()
+            }
         }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)
         vm.timers.add(timerSlot)

@@ -40,6 +40,8 @@ final class UserspaceVM: @unchecked Sendable {
 
     /// The id of the vCPU that starts at power-up. Guarded by `lock`.
     var bootVCPUID: UInt32 = 0
+    /// The first vCPU id that is too large, from `KVM_CAP_MAX_VCPU_ID` or the first creation on. Guarded by `lock`.
+    var vcpuIDLimit: UInt32?
     /// `KVM_SET_TSS_ADDR` and `KVM_SET_IDENTITY_MAP_ADDR`: taken for the client's sake, nothing here needs the pages.
     var tssAddress: UInt64 = 0
     var identityMapAddress: UInt64 = 0xFFFB_C000
@@ -147,6 +149,9 @@ final class UserspaceVM: @unchecked Sendable {
     func createVCPU(id: UInt32) throws(Errno) -> UserspaceVCPU {
         guard id < Limits.vcpuID else { throw .invalidArgument }
         return try lock.withLock { () throws(Errno) in
+            let limit = vcpuIDLimit ?? UInt32(Limits.vcpuID)
+            vcpuIDLimit = limit
+            guard id < limit else { throw .invalidArgument }
             if vcpus.find(id: id)?.isParked ?? false {
                 return try vcpus.unpark(id: id) { (vcpu) throws(Errno) in
                     try vcpu.withIdleOwner { vcpu.plugIn(isBootstrapProcessor: id == bootVCPUID) }

@@ -415,7 +415,13 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
     @Test func cpuid() throws {
         let small = try SmallMachine()
         let entries = try small.system.supportedCPUID()
-        #expect(try small.vcpu.cpuid().map(bytes) == entries.map(bytes))
+        // The size of the extended state follows XCR0, which has x87 alone at first.
+        var seen = try small.vcpu.cpuid()
+        for index in seen.indices where seen[index].function == 0xD && seen[index].index == 0 {
+            #expect(seen[index].ebx == 576)
+            seen[index].ebx = 832
+        }
+        #expect(seen.map(bytes) == entries.map(bytes))
         func leaf(_ function: UInt32, _ index: UInt32 = 0) -> CPUIDEntry? {
             entries.first { $0.function == function && $0.index == index }
         }

@@ -230,10 +230,25 @@ extension Processor {
         case MSR.pageAttributeTable:
             guard PageAttributes.isValid(value) else { throw .generalProtection() }
             system.pat = value
-        case MSR.miscEnable: system.miscEnable = value
+        case MSR.miscEnable: try setMiscEnable(value, writer)
         default: return false
         }
         return true
+    }
+
+    private func setMiscEnable(_ value: UInt64, _ writer: RegisterUser) throws(GuestFault) {
+        var value = value
+        let change = system.miscEnable ^ value
+        if writer == .guest {
+            // What says that there is no branch trace and no sampling is fixed; the performance monitor's bit stays.
+            try require(change & 0x1800 == 0)
+            value ^= change & 1 << 7
+        }
+        // MONITOR needs SSE3 beside it in CPUID.
+        if change >> 18 & 1 != 0, !platform.quirks.contains(.fixedMonitorBit) {
+            try require(platform.cpuid(function: 1, index: 0).ecx & 1 != 0)
+        }
+        system.miscEnable = value
     }
 
     private func requireCanonical(_ address: UInt64) throws(GuestFault) {

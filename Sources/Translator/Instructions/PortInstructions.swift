@@ -30,12 +30,24 @@ extension Processor {
         let size = operation.elementByteCount
         let port = UInt16(truncatingIfNeeded: state[.rdx])
         try requirePortAccess(port, byteCount: size)
-        try repeatString(i, operation) { (_) throws(GuestFault) in
+        try repeatString(i, operation) { (limit) throws(GuestFault) in
             let target = targetAddress(operation)
             // What comes from the port must not be lost to a fault of the write.
             try probeWrite(target, byteCount: size)
-            try writeMemory(target, UInt64(readPort(port, byteCount: size)), byteCount: size)
-            commitClientAccesses()
+            let value: UInt64
+            if clientAnswers.isEmpty, let own = platform.readPort(port, byteCount: size) {
+                value = UInt64(own)
+            } else {
+                let isMemory = try hostPointer(target, forWriting: true) != nil
+                let inPage = operation.elementsInPage(linear: target, index: state[.rdi])
+                let count = isMemory ? min(limit, inPage, Self.portBatchByteCount / UInt64(size)) : 1
+                value = try clientAccess(
+                    count > 1
+                        ? .portInString(port: port, byteCount: size, count: Int(count))
+                        : .portIn(port: port, byteCount: size))
+            }
+            try writeMemory(target, value, byteCount: size)
+            clientAnswers.removeUsed()
             advanceIndex(.rdi, operation, by: 1)
             return (1, false)
         }
@@ -54,6 +66,9 @@ extension Processor {
             return (1, false)
         }
     }
+
+    /// How much INS asks the client for at once.
+    private static let portBatchByteCount: UInt64 = 1024
 
     /// An immediate byte, or DX.
     private func portNumber(_ operand: DecodedInstruction.Operand) -> UInt16 {

@@ -142,7 +142,8 @@ extension Processor {
             remaining -= count
             writeGeneral(.rcx, remaining, byteCount: operation.addressByteCount)
             if isLast { break }
-            if remaining != 0 && (isStepped || hasAttention) { return }
+            // What the client has answered ahead is used up first.
+            if remaining != 0, isStepped || hasAttention, clientAnswers.isEmpty { return }
         }
         advance(i)
     }

@@ -129,9 +129,14 @@ extension Processor {
 
     // MARK: Hypercalls
 
-    /// VMCALL and VMMCALL, the vendor's own and the other's alike.
+    /// VMCALL and VMMCALL. That of another vendor is first replaced in the guest's memory, and executed again.
     func executeHypercall(_ i: DecodedInstruction) throws(GuestFault) {
         guard system.isProtectedMode else { throw .invalidOpcode }
+        let isVMCALL = i.mnemonic == ZYDIS_MNEMONIC_VMCALL
+        if let native = platform.hypercallInstruction, (native == .vmcall) != isVMCALL {
+            guard platform.quirks.contains(.patchedHypercalls) else { throw .invalidOpcode }
+            return try patchHypercall(native)
+        }
         let mask: UInt64 = isCode64 ? ~0 : 0xFFFF_FFFF
         let next = nextRIP(i)
         let result: UInt64
@@ -144,5 +149,31 @@ extension Processor {
         }
         state[.rax] = result & mask
         state.rip = next
+    }
+
+    private func patchHypercall(_ native: HypercallInstruction) throws(GuestFault) {
+        let code: InlineArray<3, UInt8> = [0x0F, 0x01, native == .vmcall ? 0xC1 : 0xD9]
+        let address = try currentLinear()
+        var bytes = code
+        let span = bytes.mutableSpan
+        try span.withUnsafeBytes { (buffer) throws(GuestFault) in try writeBytes(address, from: buffer) }
+    }
+
+    // MARK: Monitoring
+
+    /// MONITOR and MWAIT, which wait for nothing: as if somebody wrote to the monitored line at once.
+    func executeMonitor(_ i: DecodedInstruction) throws(GuestFault) {
+        let isOffered = platform.cpuid(function: 1, index: 0).ecx >> 3 & 1 != 0
+        guard cpl == 0, isOffered || platform.quirks.contains(.toleratedMonitor) else { throw .invalidOpcode }
+        let extensions = state[.rcx] & 0xFFFF_FFFF
+        if i.mnemonic == ZYDIS_MNEMONIC_MONITOR {
+            if extensions != 0 { throw .generalProtection() }
+            let mask: UInt64 = isCode64 && i.addressWidth == 64 ? ~0 : i.addressWidth == 16 ? 0xFFFF : 0xFFFF_FFFF
+            let offset = state[.rax] & mask
+            _ = try hostPointer(isCode64 ? offset : systemAddress(offset &+ state.segmentBase(.ds)), forWriting: false)
+        } else if extensions & ~1 != 0 {
+            throw .generalProtection()
+        }
+        advance(i)
     }
 }

@@ -110,6 +110,7 @@ extension Processor {
         case ZYDIS_MNEMONIC_INVD, ZYDIS_MNEMONIC_WBINVD: try executeCacheControl(i)
         case ZYDIS_MNEMONIC_VMCALL, ZYDIS_MNEMONIC_VMMCALL: try executeHypercall(i)
         case ZYDIS_MNEMONIC_RSM: try executeResume()
+        case ZYDIS_MNEMONIC_MONITOR, ZYDIS_MNEMONIC_MWAIT: try executeMonitor(i)
         case ZYDIS_MNEMONIC_RDPMC: throw .generalProtection()
         // Without control-flow enforcement these are NOPs.
         case ZYDIS_MNEMONIC_RDSSPD, ZYDIS_MNEMONIC_RDSSPQ, ZYDIS_MNEMONIC_ENDBR32, ZYDIS_MNEMONIC_ENDBR64: advance(i)
@@ -135,8 +136,7 @@ extension DecodedInstruction {
     /// enforcement.
     fileprivate var isNeverOffered: Bool {
         switch mnemonic {
-        case ZYDIS_MNEMONIC_MONITOR, ZYDIS_MNEMONIC_MWAIT, ZYDIS_MNEMONIC_MONITORX, ZYDIS_MNEMONIC_MWAITX:
-            return true
+        case ZYDIS_MNEMONIC_MONITORX, ZYDIS_MNEMONIC_MWAITX: return true
         default: break
         }
         switch isaSet {

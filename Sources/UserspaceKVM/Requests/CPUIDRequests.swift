@@ -11,7 +11,7 @@ extension UserspaceVCPU {
     func getCPUID(at argument: UInt) throws(Errno) {
         var room: UInt32 = 0
         try ClientMemory.copyIn(&room, from: argument)
-        let entries = cpuidTable.entries
+        let entries = followState(cpuidTable.entries)
         guard room >= entries.count else { throw .argListTooLong }
         try ClientMemory.copyOut(entries, to: argument &+ 8)
         try ClientMemory.copyOut(UInt32(entries.count), to: argument)
@@ -23,8 +23,24 @@ extension UserspaceVCPU {
         try ClientMemory.copyIn(&count, from: argument)
         guard count <= Limits.cpuidEntryCount else { throw .argListTooLong }
         let entries = try ClientMemory.copyIn(count: Int(count), of: CPUIDEntry(), from: argument &+ 8)
+        try setCPUID(entries)
+    }
+
+    /// The older request, whose leaves have no index.
+    func setPlainCPUID(at argument: UInt) throws(Errno) {
+        var count: UInt32 = 0
+        try ClientMemory.copyIn(&count, from: argument)
+        guard count <= Limits.cpuidEntryCount else { throw .argListTooLong }
+        let entries = try ClientMemory.copyIn(count: Int(count), of: kvm_cpuid_entry(), from: argument &+ 8)
+        try setCPUID(
+            entries.map {
+                CPUIDEntry(function: $0.function, eax: $0.eax, ebx: $0.ebx, ecx: $0.ecx, edx: $0.edx)
+            })
+    }
+
+    private func setCPUID(_ entries: [CPUIDEntry]) throws(Errno) {
         if hasRun {
-            guard areEqual(entries, cpuidTable.entries) else { throw .invalidArgument }
+            guard areEqual(followState(entries), followState(cpuidTable.entries)) else { throw .invalidArgument }
             return
         }
         cpuidTable = CPUIDTable(entries)
@@ -34,6 +50,19 @@ extension UserspaceVCPU {
         apic.supportsX2APIC = features & 1 << 21 != 0
         apic.supportsTSCDeadline = features & 1 << 24 != 0
         apic.physicalAddressBits = UInt64(cpuidTable.physicalAddressBits)
+    }
+
+    /// The leaves as the guest sees them now.
+    private func followState(_ entries: [CPUIDEntry]) -> [CPUIDEntry] {
+        entries.map { entry in
+            let given = CPUIDResult(eax: entry.eax, ebx: entry.ebx, ecx: entry.ecx, edx: entry.edx)
+            let seen = CPUIDAdjustment.adjusted(
+                followState(given, function: entry.function), function: entry.function, index: entry.index,
+                cr4: processor.system.cr4, xcr0: processor.system.xcr0)
+            var entry = entry
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (seen.eax, seen.ebx, seen.ecx, seen.edx)
+            return entry
+        }
     }
 
     private func areEqual(_ a: [CPUIDEntry], _ b: [CPUIDEntry]) -> Bool {

@@ -2,6 +2,7 @@ import CHost
 import class GuestMemory.DirtyRing
 import class Interrupts.InterruptBus
 import KVMInterface
+import Translator
 
 /// What `KVM_CHECK_EXTENSION` answers: only what works here.
 enum Extensions {
@@ -10,14 +11,20 @@ enum Extensions {
         switch KVMCapability(rawValue: number) {
         case .irqChip, .hlt, .userMemory, .setTSSAddress, .extendedCPUID, .clockSource, .pit, .noIODelay, .mpState,
             .syncMMU, .destroyMemoryRegionWorks, .userNMI, .reinjectControl, .irqInjectStatus, .joinMemoryRegionsWorks,
-            .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .adjustClock, .internalErrorData, .vcpuEvents,
+            .pit2, .setBootCPUID, .pitState2, .setIdentityMapAddress, .internalErrorData, .vcpuEvents,
             .debugRegisters, .xsave, .xcrs, .getTSCFrequency, .tscDeadlineTimer, .kvmClockControl, .signalMSI,
             .readOnlyMemory, .ioapicPolarityIgnored, .enableCapabilityVM, .checkExtensionVM, .immediateExit,
             .getMSRFeatures, .exceptionPayload, .specialRegisters2, .binaryStatistics, .vcpuParking,
             .vcpuAttributes, .systemAttributes, .x86UserSpaceMSR, .x86MSRFilter, .msrPlatformInfo,
             .setGuestDebug, .x86SMM, .ioEvents, .ioEventNoLength, .ioEventAnyLength, .irqEvents, .irqEventResampling,
-            .coalescedPIO, .splitIRQChip, .shadowCacheControl, .deviceControl:
+            .coalescedPIO, .splitIRQChip, .shadowCacheControl, .deviceControl,
+            .disableQuirks, .x86TripleFaultEvent, .exitOnEmulationFailure, .haltPoll, .enableCapability,
+            .enforceParavirtualFeatures, .taskPriorityPatching:
             return 1
+        case .adjustClock: return Int(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
+        case .disableQuirks2: return Int(ProcessorQuirks.all.rawValue)
+        case .x86DisableExits: return Int(DisabledExits.supported)
+        case .stealTime: return StealTime.isAvailable ? 1 : 0
         case .setGuestDebug2: return Int(UserspaceVCPU.debugControls)
         case .synchronizedRegisters: return Int(UserspaceVCPU.synchronizedRegisters)
         case .machineCheck: return MachineCheck.maximumBankCount

@@ -155,12 +155,27 @@ extension UserspaceVM {
 extension UserspaceVCPU {
     /// Writes guest memory by its physical address. Where there is none, nothing is written.
     /// > Concurrency: the owner, inside.
-    func writeGuest(_ bytes: [UInt8], at address: UInt64) {
+    /// - Returns: whether all was written.
+    @discardableResult
+    func writeGuest(_ bytes: [UInt8], at address: UInt64) -> Bool {
         bytes.withUnsafeBytes { buffer in
             vm.memory.withReadSection {
-                try? vm.memory.write(GuestPhysicalAddress(address), from: buffer, ring: processor.dirtyRing)
+                let place = GuestPhysicalAddress(address)
+                return (try? vm.memory.write(place, from: buffer, ring: processor.dirtyRing)) != nil
             }
         }
+    }
+
+    /// Reads a number from guest memory; nil if there is no memory.
+    /// > Concurrency: the owner, inside.
+    func readGuest<T: FixedWidthInteger>(_ type: T.Type, at address: UInt64) -> T? {
+        var value: T = 0
+        let isRead = withUnsafeMutableBytes(of: &value) { buffer in
+            vm.memory.withReadSection {
+                (try? vm.memory.read(GuestPhysicalAddress(address), into: buffer)) != nil
+            }
+        }
+        return isRead ? value : nil
     }
 }
 

@@ -48,6 +48,9 @@ extension UserspaceVCPU {
         case .getXCRs: try getXCRs(at: argument)
         case .setXCRs: try setXCRs(at: argument)
         case .getCPUID2: try getCPUID(at: argument)
+        case .setCPUID: try setPlainCPUID(at: argument)
+        case .translate: try translate(at: argument)
+        case .enableCapability: try enableCapability(at: argument)
         case .setCPUID2: try setCPUID(at: argument)
         case .getMSRs: return try MSRRequest.answer(at: argument) { readClientMSR($0) }
         case .setMSRs: return try MSRRequest.take(at: argument) { writeClientMSR($0, $1) }
@@ -63,14 +66,37 @@ extension UserspaceVCPU {
         case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: UInt(UInt32(truncatingIfNeeded: argument)))
         case .getDeviceAttribute, .setDeviceAttribute, .hasDeviceAttribute:
             try handleAttribute(request, at: argument)
+        case .setTaskPriorityReporting: try setTaskPriorityReporting(at: argument)
+        case .setTaskPriorityWord: try setTaskPriorityWord(at: argument)
         case .setGuestDebug: try setGuestDebug(at: argument)
         case .setUpMachineCheck: try setUpMachineCheck(at: argument)
         case .setMachineCheck: try setMachineCheck(at: argument)
         case .kvmClockControl: try markPaused()
-        case .setVirtualAPICAddress: try setVirtualAPICAddress(at: argument)
         default: throw .invalidArgument
         }
         return 0
+    }
+
+    /// - Throws: `EINVAL` for a capability that a vCPU does not have.
+    private func enableCapability(at argument: UInt) throws(Errno) {
+        var request = kvm_enable_cap()
+        try ClientMemory.copyIn(&request, from: argument)
+        guard request.flags == 0, KVMCapability(rawValue: request.cap) == .enforceParavirtualFeatures
+        else { throw .invalidArgument }
+        enforcesParavirtualFeatures = request.args.0 != 0
+    }
+
+    private func translate(at argument: UInt) throws(Errno) {
+        var request = kvm_translation()
+        try ClientMemory.copyIn(&request, from: argument)
+        requests.enter()
+        let physical = processor.translate(request.linear_address)
+        requests.leave()
+        request.physical_address = physical ?? .max
+        request.valid = physical == nil ? 0 : 1
+        request.writeable = 1
+        request.usermode = 0
+        try ClientMemory.copyOut(request, to: argument)
     }
 
     private func setGeneralRegisters(at argument: UInt) throws(Errno) {
@@ -185,15 +211,6 @@ extension UserspaceVCPU {
         for signal in HostFaults.signals { mask &= ~(1 << UInt64(signal - 1)) }
         ClientSignals.admit(signalsOutside: mask)
         signalMask = mask
-    }
-
-    /// The page through which a patched guest sees its task priority. There is none: accesses of the priority are not
-    /// reported (`KVM_CAP_VAPIC` is 0), so clients have nothing to patch, and only take an address back.
-    /// - Throws: `EINVAL` if the client has the local APIC, or for any address but 0.
-    private func setVirtualAPICAddress(at argument: UInt) throws(Errno) {
-        var address: UInt64 = 0
-        try ClientMemory.copyIn(&address, from: argument)
-        guard apic != nil, address == 0 else { throw .invalidArgument }
     }
 
     /// - Throws: `EINVAL` if the guest has not asked for the clock.

@@ -121,11 +121,24 @@ import X86
         #expect(m.state[.rax] == 7)
     }
 
+    @Test func monitorDoesNotWait() throws {
+        let m = try SystemMachine()
+        try m.enterLongMode()
+        m.state[.rcx] = 0
+        #expect(m.execute("monitor", 0x0F, 0x01, 0xC8) == nil)
+        #expect(m.execute("mwait", 0x0F, 0x01, 0xC9) == nil)
+        m.state[.rcx] = 2
+        #expect(m.execute("monitor", 0x0F, 0x01, 0xC8) == .generalProtection())
+        #expect(m.execute("mwait", 0x0F, 0x01, 0xC9) == .generalProtection())
+        m.processor.system.cpl = 3
+        #expect(m.execute("monitor", 0x0F, 0x01, 0xC8) == .invalidOpcode)
+    }
+
     @Test func instructionsThatAreNotOffered() throws {
         let m = try SystemMachine()
         try m.enterLongMode()
-        #expect(m.execute("monitor", 0x0F, 0x01, 0xC8) == .invalidOpcode)
-        #expect(m.execute("mwait", 0x0F, 0x01, 0xC9) == .invalidOpcode)
+        #expect(m.execute("monitorx", 0x0F, 0x01, 0xFA) == .invalidOpcode)
+        #expect(m.execute("mwaitx", 0x0F, 0x01, 0xFB) == .invalidOpcode)
         #expect(m.execute("vmrun", 0x0F, 0x01, 0xD8) == .invalidOpcode)
         #expect(m.execute("vmlaunch", 0x0F, 0x01, 0xC2) == .invalidOpcode)
         #expect(m.execute("rsm", 0x0F, 0xAA) == .invalidOpcode)

@@ -285,8 +285,8 @@ extension LocalAPIC {
 
     // MARK: Interrupt command
 
-    /// Bits 31–20, 17, 16, 13 and 12 (delivery status: always idle) read as 0.
-    static let commandWritable: UInt32 = 0x000C_CFFF
+    /// Bit 12 (delivery status) reads as 0: idle. As in KVM, reserved bits read as they were written.
+    static let commandWritable: UInt32 = ~(1 << 12)
 
     private func writeCommand(low: UInt32, destination: UInt32) {
         commandLow = low & Self.commandWritable

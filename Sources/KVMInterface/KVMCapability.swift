@@ -7,6 +7,7 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
 
     public static let irqChip = Self(rawValue: 0)
     public static let hlt = Self(rawValue: 1)
+    public static let shadowPageControl = Self(rawValue: 2)
     public static let userMemory = Self(rawValue: 3)
     public static let setTSSAddress = Self(rawValue: 4)
     public static let taskPriorityPatching = Self(rawValue: 6)

@@ -43,6 +43,8 @@ public enum KVMRequest: UInt32, CaseIterable, Sendable {
     case getClock = 0x8030_AE7C
     /// Also to a virtual CPU.
     case enableCapability = 0x4068_AEA3
+    case setShadowPageCount = 0x0000_AE44
+    case getShadowPageCount = 0x0000_AE45
     case setMSRFilter = 0x4188_AEC6
 
     /// Also to a virtual CPU.

@@ -22,6 +22,9 @@ final class MachineSettings: Sendable {
         ProcessorQuirks.all.subtracting(ProcessorQuirks(rawValue: disabledQuirks.load(ordering: .relaxed)))
     }
 
+    /// `KVM_SET_NR_MMU_PAGES`: taken for the client's sake, the number of shadow pages follows the machine's memory.
+    let requestedPageCount = Atomic<Int>(0)
+
     /// Whether there is a filter: without one nobody takes its lock.
     private let hasFilter = Atomic<Bool>(false)
     private let filter = Mutex<MSRFilter?>(nil)

@@ -25,9 +25,10 @@ extension UserspaceVCPU {
         try takeSynchronizedRegisters()
         // A client access is completed even if the client wants out: its answer must not be lost.
         answerPendingAccess()
+        let isImmediate = runArea.immediateExit
         while true {
             let completes = processor.isCompletingAccess
-            if !completes, mustReturn { throw interrupted() }
+            if !completes, mustReturn { throw interrupted(keepsReason: isImmediate) }
             acceptStartupSignals()
             if processor.system.activity != .running {
                 try waitForActivity()
@@ -137,10 +138,11 @@ extension UserspaceVCPU {
         requests.kick()
     }
 
-    private func interrupted() -> Errno {
+    /// - Parameter keepsReason: the client only had its last exit completed; the run area goes on telling of that exit.
+    private func interrupted(keepsReason: Bool = false) -> Errno {
         counters.exits.increment()
         counters.signalExits.increment()
-        runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
+        if !keepsReason { runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR) }
         return .interrupted
     }
 

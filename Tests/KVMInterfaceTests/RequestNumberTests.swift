@@ -41,6 +41,7 @@ import Testing
         (.getDeviceAttribute, MARTLET_KVM_GET_DEVICE_ATTR), (.setDeviceAttribute, MARTLET_KVM_SET_DEVICE_ATTR),
         (.hasDeviceAttribute, MARTLET_KVM_HAS_DEVICE_ATTR), (.setMSRFilter, MARTLET_KVM_X86_SET_MSR_FILTER),
         (.translate, MARTLET_KVM_TRANSLATE), (.setCPUID, MARTLET_KVM_SET_CPUID),
+        (.setShadowPageCount, MARTLET_KVM_SET_NR_MMU_PAGES), (.getShadowPageCount, MARTLET_KVM_GET_NR_MMU_PAGES),
         (.setTaskPriorityReporting, MARTLET_KVM_TPR_ACCESS_REPORTING),
         (.setTaskPriorityWord, MARTLET_KVM_SET_VAPIC_ADDR), (.setGuestDebug, MARTLET_KVM_SET_GUEST_DEBUG),
         (.getTSCFrequency, MARTLET_KVM_GET_TSC_KHZ), (.kvmClockControl, MARTLET_KVM_KVMCLOCK_CTRL)

@@ -99,6 +99,7 @@ private struct RequestKinds {
         case .getAPIVersion, .createVM, .getMSRIndexList, .getVCPUMapSize, .getSupportedCPUID, .getEmulatedCPUID,
             .getMSRFeatureIndexList, .getMachineCheckCapabilities:
             system = true
+        case .setShadowPageCount, .getShadowPageCount: machine = true
         case .setIdentityMapAddress, .resetDirtyRings, .parkVCPU, .setUserMemoryRegions: machine = true
         case _ where PointerRequest.all.contains { $0.request == request && $0.descriptor == \.full }: machine = true
         case .createVCPU, .setTSSAddress, .createIRQChip, .createPIT, .setBootCPUID: machine = true

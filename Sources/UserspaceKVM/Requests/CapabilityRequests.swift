@@ -50,11 +50,18 @@ extension UserspaceVM {
         settings.setFilter(try MSRFilter(at: argument))
     }
 
+    /// The corresponding C request is `KVM_SET_NR_MMU_PAGES`.
+    /// - Throws: `EINVAL` for less than 64.
+    func setShadowPageCount(_ count: UInt) throws(Errno) {
+        guard count >= 64 else { throw .invalidArgument }
+        settings.requestedPageCount.store(Int(clamping: count), ordering: .relaxed)
+    }
+
     // MARK: Time
 
     /// The guests' counters run at the host's rate: other frequencies are refused.
     /// - Throws: `EINVAL` if `kilohertz` is neither 0 nor within 250 parts per million of the host's.
-    func checkTSCFrequency(kilohertz: UInt) throws(Errno) {
+    func checkTSCFrequency(kilohertz: UInt32) throws(Errno) {
         guard kilohertz != 0 else { return }
         let tolerance = tscKilohertz / 4000
         guard UInt64(kilohertz) >= tscKilohertz - tolerance, UInt64(kilohertz) <= tscKilohertz + tolerance

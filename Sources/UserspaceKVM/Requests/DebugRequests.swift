@@ -30,8 +30,13 @@ extension UserspaceVCPU {
                 addresses: [registers.0, registers.1, registers.2, registers.3], control: registers.7)
         }
         debuggerBlocksInterrupts = has(KVM_GUESTDBG_BLOCKIRQ)
+        let changesCode = debugger.catchesBreakpoints || processor.debugger.catchesBreakpoints
         processor.debugger = debugger
         // Debuggers write INT3 into the guest's code behind the back of the vCPUs, and tell so by this request.
+        if changesCode { dropTranslatedCode() }
+    }
+
+    private func dropTranslatedCode() {
         requests.withOthersPaused(among: vm.enumerateRequests) { vm.cache.reset() }
     }
 

@@ -17,7 +17,7 @@ enum Extensions {
             .vcpuAttributes, .systemAttributes, .x86UserSpaceMSR, .x86MSRFilter, .msrPlatformInfo,
             .setGuestDebug, .disableQuirks, .x86TripleFaultEvent, .exitOnEmulationFailure, .haltPoll,
             .enableCapability, .enforceParavirtualFeatures,
-            .taskPriorityPatching:
+            .taskPriorityPatching, .x86RobustSingleStep, .shadowPageControl:
             return 1
         case .adjustClock: return Int(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
         case .disableQuirks2: return Int(ProcessorQuirks.all.rawValue)

@@ -34,9 +34,12 @@ extension UserspaceKVM {
         case .reinjectControl: try vm.setReinjection(at: argument)
         case .getClock: try vm.getClock(at: argument)
         case .setClock: try vm.setClock(at: argument)
+        case .setShadowPageCount: try vm.setShadowPageCount(argument)
+        case .getShadowPageCount:
+            return Int32(clamping: vm.settings.requestedPageCount.load(ordering: .relaxed))
         case .setMSRFilter: try vm.setMSRFilter(at: argument)
         case .getTSCFrequency: return Int32(clamping: vm.tscKilohertz)
-        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: argument)
+        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: UInt32(truncatingIfNeeded: argument))
         default: throw .inappropriateIOCTLForDevice
         }
         return 0

@@ -66,7 +66,7 @@ public final class Processor {
     /// A breakpoint is enabled, or a debugger steps: instructions are executed one at a time.
     var isTraced = false
     /// What the client's debugger wants.
-    private(set) var debugger = DebuggerControl()
+    public private(set) var debugger = DebuggerControl()
     /// The last instruction executed in Swift was INT n or its like.
     var executedInterrupt = false
     /// RIP behind the instruction that set `system.interruptShadow`.

@@ -4,7 +4,7 @@ import X86
 
 /// The machine-check registers of one vCPU.
 ///
-/// > Source: Intel SDM volume 3, section 16.3; Documentation/virt/kvm/api.rst, sections 4.104 to 4.107.
+/// > Source: Intel SDM volume 3, section 16.3; Documentation/virt/kvm/api.rst, sections 4.104 to 4.106.
 struct MachineCheck: Sendable {
     static let maximumBankCount = 32
 

@@ -9,8 +9,13 @@ struct StealTime: Sendable {
     private(set) var register: UInt64 = 0
     /// What the thread had waited when it was last recorded, in nanoseconds.
     private var seenDelay: UInt64 = 0
-    /// The host's counter at which it is recorded next.
-    private var nextRecord: UInt64 = 0
+    /// The host's counter at which is looked next.
+    private var nextLook: UInt64 = 0
+    /// How often the thread had left its processor when it was last recorded: only then has it waited.
+    private var seenSwitchCount = -1
+
+    /// `RUSAGE_THREAD`.
+    private static let thisThread: __rusage_who_t = 1
 
     var isEnabled: Bool { register & 1 != 0 }
     /// Where the structure lies; 64 bytes.
@@ -23,18 +28,23 @@ struct StealTime: Sendable {
     mutating func setRegister(_ value: UInt64) -> Bool {
         guard value & 0x3E == 0, Self.isAvailable else { return false }
         register = value
-        nextRecord = 0
+        nextLook = 0
+        seenSwitchCount = -1
         return true
     }
 
-    /// The thread has waited for this many nanoseconds since the last call; nil if it was called a moment ago.
+    /// The thread has waited for this many nanoseconds since the last call; nil if it has not, or was called a moment ago.
     /// > Concurrency: the owner's thread.
     mutating func takeDelay(tscKilohertz: UInt64) -> UInt64? {
         let now = martlet_rdtsc()
-        guard now >= nextRecord else { return nil }
-        // Once in a millisecond: the number is read from a file.
-        nextRecord = now &+ tscKilohertz
-        guard let delay = Self.threadDelay() else { return nil }
+        guard now >= nextLook else { return nil }
+        // 100 µs: system calls are dear.
+        nextLook = now &+ tscKilohertz / 10
+        var usage = rusage()
+        guard getrusage(Self.thisThread, &usage) == 0 else { return nil }
+        let switchCount = usage.ru_nvcsw + usage.ru_nivcsw
+        guard switchCount != seenSwitchCount, let delay = Self.threadDelay() else { return nil }
+        seenSwitchCount = switchCount
         // Another thread has waited less.
         let change = delay >= seenDelay ? delay - seenDelay : 0
         seenDelay = delay

@@ -95,9 +95,8 @@ struct SupportedCPUID {
         [
             // "KVMKVMKVM\0\0\0"
             CPUIDEntry(
-                function: 0x4000_0000, eax: 0x4000_0010, ebx: 0x4B4D_564B, ecx: 0x564B_4D56, edx: 0x0000_004D),
-            CPUIDEntry(function: 0x4000_0001, eax: ParavirtualFeature.all),
-            CPUIDEntry(function: 0x4000_0010, eax: UInt32(clamping: tscKilohertz), ebx: 1_000_000)
+                function: 0x4000_0000, eax: 0x4000_0001, ebx: 0x4B4D_564B, ecx: 0x564B_4D56, edx: 0x0000_004D),
+            CPUIDEntry(function: 0x4000_0001, eax: ParavirtualFeature.all)
         ]
     }
 

@@ -47,7 +47,9 @@ enum MSRList {
 
     /// What describes the processor rather than its state (`KVM_GET_MSR_FEATURE_INDEX_LIST`), with its value.
     static func features(of host: HostProcessor) -> [UInt32: UInt64] {
-        var features = [MSR.microcodeRevision: ModelSpecificRegisters().microcodeRevision]
+        var features = [
+            MSR.microcodeRevision: ModelSpecificRegisters().microcodeRevision, MSR.performanceCapabilities: 0
+        ]
         if host.isAMD {
             features[MSR.amdDecodeConfiguration] = ModelSpecificRegisters().amdDecodeConfiguration
         } else {

@@ -22,9 +22,10 @@ extension UserspaceVCPU {
         try takeSynchronizedRegisters()
         // A client access is completed even if the client wants out: its answer must not be lost.
         answerPendingAccess()
+        let isImmediate = runArea.immediateExit
         while true {
             let completes = processor.isCompletingAccess
-            if !completes, mustReturn { throw interrupted() }
+            if !completes, mustReturn { throw interrupted(keepsReason: isImmediate) }
             acceptStartupSignals()
             if !completes, let vector = endedVectors.highest { return exitForEnd(of: vector) }
             if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
@@ -153,14 +154,12 @@ extension UserspaceVCPU {
         requests.kick()
     }
 
-    private func interrupted() -> Errno {
+    /// - Parameter keepsReason: the client only had its last exit completed; the run area goes on telling of that exit.
+    private func interrupted(keepsReason: Bool = false) -> Errno {
         _ = takeSignal(.interrupt)
         counters.exits.increment()
-        // `immediate_exit` alone leaves the reason of the last exit in its place.
-        if tookHostSignal.load(ordering: .relaxed) {
-            counters.signalExits.increment()
-            runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
-        }
+        counters.signalExits.increment()
+        if !keepsReason { runArea.run.pointee.exit_reason = UInt32(KVM_EXIT_INTR) }
         return .interrupted
     }
 

@@ -31,6 +31,17 @@ import UserspaceKVM
         #expect(throws: Errno.invalidArgument) { try small.machine.enableCapability(.haltPoll, 1 << 32) }
     }
 
+    @Test func shadowPageCount() throws {
+        let small = try SmallMachine()
+        func set(_ count: UInt) throws(Errno) -> Int32 {
+            try small.backend.ioctl(small.machine.descriptor, KVMRequest.setMMUPageCount.rawValue, count)
+        }
+        #expect(throws: Errno.invalidArgument) { _ = try set(63) }
+        #expect(try set(64) == 0)
+        let count = try small.backend.ioctl(small.machine.descriptor, KVMRequest.getMMUPageCount.rawValue, 0)
+        #expect(count == 64)
+    }
+
     @Test func tripleFaultAsAnEvent() throws {
         let small = try SmallMachine(code: [0xF4])
         let flag = UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT)

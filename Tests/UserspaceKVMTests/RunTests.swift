@@ -93,6 +93,8 @@ import UserspaceKVM
             return
         }
         #expect(try small.vcpu.registers().rip == UInt64(SmallMachine.codeAddress + 2))
+        // The run area goes on telling of the exit that was completed.
+        #expect(small.vcpu.runArea.run.pointee.exit_reason == UInt32(KVM_EXIT_IO))
         small.vcpu.immediateExit = false
         guard case .hlt = try small.vcpu.run() else {
             Issue.record("no halt")

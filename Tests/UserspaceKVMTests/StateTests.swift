@@ -433,7 +433,9 @@ private func fill<T>(_ value: inout T, seed: UInt8) {
         #expect((leaf(7)?.ecx ?? 0) & (1 << 3 | 1 << 16) == 0)
         #expect(leaf(0xD)?.eax == 7 && leaf(0xD)?.ebx == 832)
         #expect(leaf(0x4000_0000)?.ebx == 0x4B4D_564B)
-        #expect((leaf(0x4000_0010)?.eax ?? 0) > 100_000)
+        #expect(leaf(0x4000_0000)?.eax == 0x4000_0001)
+        // The counter's frequency: a crystal of 1 GHz and the ratio to it.
+        #expect(leaf(0x15)?.eax == 1_000_000 && leaf(0x15)?.ecx == 1_000_000_000 && leaf(0x15)?.ebx ?? 0 > 100_000)
         let functions = entries.map { UInt64($0.function) << 32 | UInt64($0.index) }
         #expect(Set(functions).count == functions.count)
     }

@@ -54,7 +54,7 @@ extension UserspaceVM {
 
     /// The guests' counters run at the host's rate: other frequencies are refused.
     /// - Throws: `EINVAL` if `kilohertz` is neither 0 nor within 250 parts per million of the host's.
-    func checkTSCFrequency(kilohertz: UInt) throws(Errno) {
+    func checkTSCFrequency(kilohertz: UInt32) throws(Errno) {
         guard kilohertz != 0 else { return }
         let tolerance = tscKilohertz / 4000
         guard UInt64(kilohertz) >= tscKilohertz - tolerance, UInt64(kilohertz) <= tscKilohertz + tolerance

@@ -30,9 +30,10 @@ extension UserspaceVCPU {
                 addresses: [registers.0, registers.1, registers.2, registers.3], control: registers.7)
         }
         debuggerBlocksInterrupts = has(KVM_GUESTDBG_BLOCKIRQ)
+        let changesCode = debugger.catchesBreakpoints || processor.debugger.catchesBreakpoints
         processor.attach(debugger)
         // Debuggers write INT3 into the guest's code behind the back of the vCPUs, and tell so by this request.
-        vm.distrustCode()
+        if changesCode { vm.distrustCode() }
     }
 
     private func injectDebugException(_ control: UInt32) throws(Errno) {

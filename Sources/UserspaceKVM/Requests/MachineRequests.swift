@@ -48,7 +48,7 @@ extension UserspaceKVM {
         case .setClock: try vm.setClock(at: argument)
         case .setMSRFilter: try vm.setMSRFilter(at: argument)
         case .getTSCFrequency: return Int32(clamping: vm.tscKilohertz)
-        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: argument)
+        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: UInt32(truncatingIfNeeded: argument))
         default: throw .inappropriateIOCTLForDevice
         }
         return 0

@@ -63,7 +63,7 @@ extension UserspaceVCPU {
         case .interrupt: try injectInterrupt(at: argument)
         case .setSignalMask: try setSignalMask(at: argument)
         case .getTSCFrequency: return Int32(clamping: vm.tscKilohertz)
-        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: UInt(UInt32(truncatingIfNeeded: argument)))
+        case .setTSCFrequency: try vm.checkTSCFrequency(kilohertz: UInt32(truncatingIfNeeded: argument))
         case .getDeviceAttribute, .setDeviceAttribute, .hasDeviceAttribute:
             try handleAttribute(request, at: argument)
         case .setTaskPriorityReporting: try setTaskPriorityReporting(at: argument)

@@ -126,6 +126,9 @@ let package = Package(
             dependencies: ["TestSupport", "DefaultGuest", "Machine", "KVMInterface", "CHost", "CZstd"],
             swiftSettings: execution),
         .testTarget(
+            name: "ClientTests", dependencies: ["TestSupport", "DefaultGuest"], exclude: ["Programs", "without-kvm.sh"],
+            swiftSettings: strict),
+        .testTarget(
             name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),
         .testTarget(name: "InterruptsTests", dependencies: ["Interrupts", "TestSupport"], swiftSettings: execution),
         .testTarget(

@@ -9,16 +9,16 @@ struct KVMCommand: ParsableCommand {
         commandName: "kvm",
         abstract: "Run a program that uses KVM, with a /dev/kvm that needs no hardware.",
         discussion: """
-            The program runs unchanged; a library that is loaded before it answers what it asks of /dev/kvm. The device need \
-            not exist, and is never opened. The program's exit status and signals are its own. Programs that it starts \
-            get the same.
+            The program runs unchanged; a library that is loaded before it answers what it asks of /dev/kvm. The device \
+            need not exist, and is never opened. The program's exit status and signals are its own. Programs that it \
+            starts get the same.
 
             It must be a dynamically linked x86-64 program that is not set-user-ID. Example:
 
                 martlet kvm -- qemu-system-x86_64 -accel kvm -m 1G -nographic -kernel vmlinuz -append console=ttyS0
             """)
 
-    @Option(help: ArgumentHelp("Write what the program asks for to a file, a line for each request.", valueName: "file"))
+    @Option(help: ArgumentHelp("Write what the program asks for to a file, a line each.", valueName: "file"))
     var log: String?
 
     @Flag(help: "Print how often each request was made, and why vCPUs returned, when the program ends.")

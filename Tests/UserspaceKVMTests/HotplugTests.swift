@@ -160,7 +160,12 @@ import UserspaceKVM
         var changes = 0
         let start = MonotonicClock.nanoseconds()
         let deadline = start + UInt64(seconds * 1e9)
-        while MonotonicClock.nanoseconds() < deadline {
+        // Where many threads compete for the processors, a vCPU may get none for long.
+        let patience = deadline + 60_000_000_000
+        var haveAllRun: Bool {
+            fixture.sent(by: 0) > 0 && fixture.sent(by: 1) > 0 && fixture.taken(by: 0) > 0
+        }
+        while MonotonicClock.nanoseconds() < deadline || !haveAllRun && MonotonicClock.nanoseconds() < patience {
             changes += 1
             switch random.next() % 8 {
             case 0...2 where next < maximum:
@@ -198,8 +203,7 @@ import UserspaceKVM
         constant.stop()
         for id in 2..<next where next <= 255 { #expect(try fixture.isReached(id) == !parked.contains(id)) }
         let sent = fixture.sent(by: 0) + fixture.sent(by: 1)
-        #expect(fixture.sent(by: 0) > 0 && fixture.sent(by: 1) > 0)
-        #expect(fixture.taken(by: 0) > 0)
+        #expect(haveAllRun)
         print(
             "hotplug: \(next) vCPUs, \(changes) changes; a millisecond \(Int(Double(sent) / milliseconds)) interrupts to one vCPU "
                 + "and as many to all; \(fixture.taken(by: 0) + fixture.taken(by: 1)) taken by those that run")

@@ -73,6 +73,7 @@ extension Processor {
     func handle(_ fault: GuestFault) -> RunResult? {
         switch fault {
         case .exception(let exception):
+            if reportsEmulationFailures, exception.isReservedBitFault, isX87Next { return .emulationFailure }
             clientAnswers.removeAll()
             if exception.vector == 1 { return raiseDebugException(exception.payload) }
             system.pendingEvent = PendingEvent(exception)
@@ -85,6 +86,8 @@ extension Processor {
         case .hostMemory(let address): return .hostMemory(address)
         }
     }
+
+    private var isX87Next: Bool { (try? decodeCurrent())?.unit == .x87 }
 
     /// The exit for an access that only the client can make.
     func askClient() -> RunResult {

@@ -57,6 +57,11 @@ public final class Processor {
     var lastPlace = InstructionPlace()
     /// It runs on a bounce buffer.
     var lastIsCopied = false
+    /// KVM emulates accesses through page-table entries whose reserved bits the host's processor would take for an address, and
+    /// its emulator has no x87 instructions: clients that ask for exits on such failures get one here, too, in the place of
+    /// the page fault.
+    /// > Source: Documentation/virt/kvm/api.rst, KVM_CAP_SMALLER_MAXPHYADDR and KVM_CAP_EXIT_ON_EMULATION_FAILURE.
+    public var reportsEmulationFailures = false
     /// How often blocks were dropped by this processor.
     var forgottenDropCount: UInt64 = 0
     /// Where an instruction that has no record in the cache is put.

@@ -17,6 +17,7 @@ extension UserspaceVCPU {
         guard !isParked else { throw .noSuchAddressOrDevice }
         if !hasRun { ClientSignals.activate() }
         hasRun = true
+        processor.reportsEmulationFailures = vm.settings.exitsOnEmulationFailure.load(ordering: .relaxed)
         if apic == nil { clientTaskPriority = UInt8(truncatingIfNeeded: runArea.run.pointee.cr8) & 0xF }
         defer { publishRunState() }
         try takeSynchronizedRegisters()

@@ -34,6 +34,9 @@ public struct GuestException: Equatable, Sendable {
         self.payload = payload
     }
 
+    /// A page fault for a reserved bit in an entry of a page table.
+    public var isReservedBitFault: Bool { vector == 14 && (errorCode ?? 0) & 1 << 3 != 0 }
+
     @inlinable public static var divideError: Self { Self(vector: 0) }
     @inlinable public static func debug(_ dr6: UInt64) -> Self { Self(vector: 1, payload: dr6) }
     @inlinable public static var breakpoint: Self { Self(vector: 3) }

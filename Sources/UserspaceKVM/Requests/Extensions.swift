@@ -19,7 +19,8 @@ enum Extensions {
             .setGuestDebug, .x86SMM, .ioEvents, .ioEventNoLength, .ioEventAnyLength, .irqEvents, .irqEventResampling,
             .coalescedPIO, .splitIRQChip, .shadowCacheControl, .deviceControl,
             .disableQuirks, .x86TripleFaultEvent, .exitOnEmulationFailure, .haltPoll, .enableCapability,
-            .enforceParavirtualFeatures, .taskPriorityPatching, .x86RobustSingleStep:
+            .enforceParavirtualFeatures, .taskPriorityPatching, .x86RobustSingleStep,
+            .smallerPhysicalAddresses:
             return 1
         case .adjustClock: return Int(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
         case .disableQuirks2: return Int(ProcessorQuirks.all.rawValue)

@@ -85,6 +85,8 @@ extension UserspaceVCPU {
     var showsPlatformInformation: Bool { vm.settings.showsPlatformInformation.load(ordering: .relaxed) }
 
     func readMSR(_ index: UInt32, by reader: RegisterUser) -> UInt64? {
+        // As in KVM, the deadline is there, and 0, also where nothing counts towards it.
+        if index == MSR.tscDeadline { return apic?.readMSR(index, now: now) ?? 0 }
         if LocalAPIC.ownsMSR(index) {
             guard let apic else { return index == MSR.apicBase ? clientAPICBase : nil }
             return apic.readMSR(index, now: now)
@@ -101,6 +103,11 @@ extension UserspaceVCPU {
     }
 
     func writeMSR(_ index: UInt32, _ value: UInt64, by writer: RegisterUser) -> Bool {
+        if index == MSR.tscDeadline {
+            defer { noticeInterrupts() }
+            _ = apic?.writeMSR(index, value, now: now)
+            return true
+        }
         if LocalAPIC.ownsMSR(index) {
             guard let apic else {
                 guard index == MSR.apicBase else { return false }

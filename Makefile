@@ -35,7 +35,7 @@ bench-core: ## Install what is missing, build, and compare the core's structures
 stress: ## Run the seeded stress tests of what threads share, SECONDS=60 each, plain and under the thread sanitizer
 	@SECONDS_EACH='$(SECONDS)' Tools/stress.sh
 
-fuzz: ## Fuzz the loader and the translator, SECONDS=60 each
+fuzz: ## Fuzz loader, translator and requests, SECONDS=60 each
 	@SECONDS_EACH='$(SECONDS)' Tools/fuzz.sh
 
 sanitize: ## Run the tests of the core under the thread and the address sanitizer

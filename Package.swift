@@ -30,7 +30,7 @@ let package = Package(
         .executable(name: "martlet", targets: ["martlet"]),
         .library(name: "martlet-kvm", type: .dynamic, targets: ["KVMPreload"]),
         .library(name: "Core", targets: ["RCU", "VCPUTables", "VCPUTableDesigns", "Host"]),
-        .library(name: "KVM", targets: ["UserspaceKVM", "KVMInterface", "GuestMemory", "Addressing"]),
+        .library(name: "KVM", targets: ["UserspaceKVM", "KVMInterface", "GuestMemory", "Addressing", "Host", "CHost"]),
         .library(name: "MMU", targets: ["MMU", "X86", "GuestMemory", "RCU", "Addressing"]),
         .library(name: "Machine", targets: ["Machine", "Addressing"]),
         .library(name: "Translator", targets: ["Translator", "X86", "GuestMemory", "RCU", "Addressing"])
@@ -167,7 +167,11 @@ let package = Package(
             swiftSettings: execution),
         .testTarget(name: "DefaultGuestTests", dependencies: ["DefaultGuest", "Host"], swiftSettings: execution),
         .testTarget(
-            name: "FuzzTests", dependencies: ["Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing"],
+            name: "FuzzTests",
+            dependencies: [
+                "Machine", "Translator", "X86", "GuestMemory", "RCU", "Addressing", "UserspaceKVM", "KVMInterface",
+                "Host", "CHost", "TestSupport", .product(name: "SystemPackage", package: "swift-system")
+            ],
             swiftSettings: execution),
         .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: execution),
         .testTarget(name: "KVMInterfaceTests", dependencies: ["KVMInterface", "CHost"], swiftSettings: execution),

@@ -13,7 +13,9 @@ let linker: [LinkerSetting] = [.unsafeFlags(["-use-ld=lld"])]
 
 let package = Package(
     name: "martlet-fuzz",
-    dependencies: [.package(name: "martlet", path: "..")],
+    dependencies: [
+        .package(name: "martlet", path: ".."), .package(url: "https://github.com/apple/swift-system", from: "1.4.0")
+    ],
     targets: [
         .target(name: "CFuzzer", path: "CFuzzer", cSettings: [.define("_GNU_SOURCE")]),
         .target(
@@ -22,6 +24,15 @@ let package = Package(
         .target(
             name: "TranslatorCase", dependencies: [.product(name: "Translator", package: "martlet")],
             path: "TranslatorCase", swiftSettings: execution),
+        .target(
+            name: "RequestCase",
+            dependencies: [
+                .product(name: "KVM", package: "martlet"), .product(name: "SystemPackage", package: "swift-system")
+            ],
+            path: "RequestCase", swiftSettings: execution),
+        .executableTarget(
+            name: "FuzzRequests", dependencies: ["CFuzzer", "RequestCase"], path: "FuzzRequests",
+            swiftSettings: execution, linkerSettings: linker),
         .executableTarget(
             name: "FuzzLoader", dependencies: ["CFuzzer", "LoaderCase"], path: "FuzzLoader",
             swiftSettings: strict, linkerSettings: linker),

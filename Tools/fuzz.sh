@@ -1,8 +1,8 @@
 #!/bin/bash
 # Builds the fuzz targets with libFuzzer and runs each for SECONDS (60).
 #
-# fuzz.sh                  both
-# fuzz.sh loader|translator [ARGUMENT…]
+# fuzz.sh                  all
+# fuzz.sh loader|translator|requests [ARGUMENT…]
 #                          one; arguments are libFuzzer's, or a file to run once
 #
 # Inputs that were worth keeping stay in .build/fuzz/<target>; one that crashes, hangs or leaks is saved in
@@ -14,12 +14,13 @@ seconds="${SECONDS_EACH:-60}"
 # A crash must end the process at once, not start the backtracer of Swift's runtime.
 export SWIFT_BACKTRACE=enable=no
 
-# The address sanitizer and translated code both want SIGSEGV: the translator does without, between guard pages.
-declare -A product=([loader]=FuzzLoader [translator]=FuzzTranslator)
-declare -A sanitizer=([loader]=--sanitize=address [translator]=)
+# The address sanitizer and translated code both want SIGSEGV: who runs guests does without, between guard pages.
+declare -A product=([loader]=FuzzLoader [translator]=FuzzTranslator [requests]=FuzzRequests)
+declare -A sanitizer=([loader]=--sanitize=address [translator]= [requests]=)
 declare -A options=(
     [loader]="-max_len=16384 -timeout=20 -rss_limit_mb=3000"
     [translator]="-max_len=512 -timeout=10 -dict=Fuzz/x86.dict"
+    [requests]="-max_len=1920 -timeout=20 -rss_limit_mb=6000"
 )
 
 build() {
@@ -51,15 +52,15 @@ run() {
     return $status
 }
 
-case "${1:-both}" in
-both)
+case "${1:-all}" in
+all)
     status=0
-    for name in loader translator; do
+    for name in loader translator requests; do
         build "$name" && run "$name" || status=1
     done
     exit $status
     ;;
-loader | translator)
+loader | translator | requests)
     name="$1"
     shift
     build "$name" || exit 1
@@ -69,7 +70,7 @@ loader | translator)
     fi
     ;;
 *)
-    echo "usage: Tools/fuzz.sh [loader|translator [ARGUMENT…]]" >&2
+    echo "usage: Tools/fuzz.sh [loader|translator|requests [ARGUMENT…]]" >&2
     exit 2
     ;;
 esac

@@ -51,7 +51,7 @@ final class RequestArena: @unchecked Sendable {
         }
         // Never a descriptor of the process's own.
         switch request {
-        case .irqEvent, .ioEvent: placeEventDescriptor(step, request, eventDescriptor)
+        case .setInterruptEvent, .setIOEvent: placeEventDescriptor(step, request, eventDescriptor)
         case .getDirtyLog, .clearDirtyLog: base.storeBytes(of: guest, toByteOffset: 8, as: UnsafeMutableRawPointer.self)
         default: break
         }
@@ -60,7 +60,7 @@ final class RequestArena: @unchecked Sendable {
 
     private func placeEventDescriptor(_ step: RequestStep, _ request: KVMRequest, _ descriptor: Int32) {
         let chosen = step.options & 2 != 0 ? descriptor : -1
-        if request == .irqEvent {
+        if request == .setInterruptEvent {
             base.storeBytes(of: chosen, as: Int32.self)
             base.storeBytes(of: step.options & 4 != 0 ? chosen : -1, toByteOffset: 12, as: Int32.self)
         } else {

@@ -1,4 +1,6 @@
 import Glibc
+import Host
+import TestSupport
 import Testing
 
 /// Runs the inputs of Fuzz/Corpus: what the fuzz targets start from, and what they once found.
@@ -16,6 +18,38 @@ import Testing
             input.withUnsafeBytes { TranslatorCase.run($0) } > 0
         }
         #expect(entered >= 40, "guests that run")
+    }
+
+    @Test func requests() throws {
+        let succeeded = try Self.inputs("Requests").reduce(0) { sum, input in
+            sum + input.withUnsafeBytes { RequestCase.run($0) }
+        }
+        #expect(succeeded >= 100, "requests that succeed")
+    }
+
+    /// Inputs at random, most of whose steps are plausible.
+    @Test func requestsAtRandom() {
+        let seed = runSeed("requests")
+        var random = SeededGenerator(seed: seed)
+        var (cases, succeeded) = (0, 0)
+        let deadline = MonotonicClock.nanoseconds() + UInt64(stressSeconds(60) * 1e9)
+        while MonotonicClock.nanoseconds() < deadline {
+            cases += 1
+            let input = (0..<1 + random.next() % 96).flatMap { _ in Self.step(&random) }
+            succeeded += input.withUnsafeBytes { RequestCase.run($0) }
+        }
+        print("requests: \(cases) cases, \(succeeded) requests succeeded; seed \(seed)")
+        #expect(succeeded > cases, "seed \(seed)")
+    }
+
+    private static func step(_ random: inout SeededGenerator) -> [UInt8] {
+        var bytes = (0..<20).map { _ in UInt8(truncatingIfNeeded: random.next()) }
+        // As a rule the request exists, its descriptor too, and its argument can be read and written.
+        if random.next() % 8 != 0 { bytes[0] %= 250 }
+        if random.next() % 4 != 0 { bytes[1] %= 4 }
+        if random.next() % 4 != 0 { bytes[2] = 6 }
+        if random.next() % 4 != 0 { bytes[3] |= 1 }
+        return bytes
     }
 
     /// The files of one corpus, by name; each is announced when it is reached.

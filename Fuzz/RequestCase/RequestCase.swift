@@ -145,10 +145,12 @@ final class RequestTarget: Sendable {
 
 /// An event descriptor for requests that want one.
 private final class OwnedEventCounter: Sendable {
-    private let owned: OwnedDescriptor?
-    var descriptor: Int32 { owned?.rawValue ?? -1 }
+    /// -1 if there is none to be had.
+    let descriptor: Int32
 
-    init() { owned = try? OwnedDescriptor.eventCounter() }
+    init() { descriptor = (try? OwnedDescriptor.eventCounter())?.release() ?? -1 }
+
+    deinit { if descriptor >= 0 { Glibc.close(descriptor) } }
 }
 
 /// Interrupts the vCPUs of the current case every millisecond.
@@ -159,9 +161,9 @@ private final class RequestInterrupter: Sendable {
 
     private init() {
         // The thread lives as long as the process, and blocks all signals as every thread of the core does.
-        let thread = try? HostThread(name: "interrupter") { [target] in
+        let thread = try? HostThread(name: "interrupter") {
             while true {
-                target.withLock { $0 }?.interruptAll()
+                RequestInterrupter.shared.target.withLock { $0 }?.interruptAll()
                 usleep(1000)
             }
         }

@@ -11,10 +11,10 @@ PRODUCT := .build/$(CONFIGURATION)/martlet
 export SWIFT CONFIGURATION PRODUCT
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench bench-core stress fuzz sanitize mutants oracle format install clean
+.PHONY: help run build test bench bench-core bench-clients stress fuzz sanitize mutants oracle format install clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install what is missing, build, and boot the default guest
 	@Tools/run.sh
@@ -31,6 +31,9 @@ bench: ## Install what is missing, build, and compare with the host and with QEM
 
 bench-core: ## Install what is missing, build, and compare the core's structures with C libraries (MARTLET_BENCH_RUNS=301)
 	@Tools/bench-core.sh
+
+bench-clients: ## Install what is missing, build, and measure clients of KVM on Martlet (MARTLET_BENCH_RUNS=5)
+	@Tools/bench-clients.sh
 
 stress: ## Run the seeded stress tests of what threads share, SECONDS=60 each, plain and under the thread sanitizer
 	@SECONDS_EACH='$(SECONDS)' Tools/stress.sh

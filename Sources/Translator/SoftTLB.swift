@@ -364,6 +364,11 @@ final class SoftTLB {
     /// Makes the address space `pcid` the active one; the least recently used gives way to a new one.
     func activate(pcid: UInt16) {
         useCounter += 1
+        // A processor that never ran keeps no memory for any: ``prepare()`` makes this one ready.
+        guard partitions[current].isUsed else {
+            partitions[current].pcid = pcid
+            return
+        }
         var victim = 0
         for i in partitions.indices {
             if partitions[i].isUsed && partitions[i].pcid == pcid {

@@ -26,6 +26,8 @@ final class GracePeriods: GracePeriodSource, @unchecked Sendable {
     private let registryLock = FutexLock()
     /// The newest record; the list only grows.
     private let records = Atomic<UnsafeMutablePointer<ReaderRecord>?>(nil)
+    /// How many records have no reader. Guarded by `registryLock`.
+    private var unownedCount = 0
 
     private static let spins = 200
 
@@ -71,13 +73,19 @@ final class GracePeriods: GracePeriodSource, @unchecked Sendable {
             record.pointee.nudge = nil
             record.pointee.context = nil
             record.pointee.isOwned = false
+            unownedCount += 1
         }
     }
 
+    /// Takes a record whose reader has gone. > Concurrency: the registry's lock is held.
     private func unownedRecord() -> UnsafeMutablePointer<ReaderRecord>? {
+        guard unownedCount > 0 else { return nil }
         var record = records.load(ordering: .relaxed)
         while let current = record {
-            if !current.pointee.isOwned { return current }
+            if !current.pointee.isOwned {
+                unownedCount -= 1
+                return current
+            }
             record = current.pointee.next
         }
         return nil

@@ -9,12 +9,20 @@ struct HostProcessor: Sendable {
     let maximumExtendedLeaf: UInt32
     /// EBX, ECX, EDX of leaf 0.
     let vendor: (ebx: UInt32, ecx: UInt32, edx: UInt32)
+    /// Translated code needs BMI2 and AVX2, and an operating system that keeps the vector registers. Looked up once: where the
+    /// host is virtual itself, CPUID is slow.
+    let canTranslate: Bool
 
     init() {
         let basic = martlet_cpuid(0, 0)
         maximumBasicLeaf = basic.eax
         vendor = (basic.ebx, basic.ecx, basic.edx)
         maximumExtendedLeaf = martlet_cpuid(0x8000_0000, 0).eax
+        let features = basic.eax >= 7 ? martlet_cpuid(7, 0).ebx : 0
+        let hasAVX2 = features & 1 << 5 != 0
+        let hasBMI = features & 1 << 3 != 0 && features & 1 << 8 != 0
+        let hasOSXSAVE = martlet_cpuid(1, 0).ecx & 1 << 27 != 0
+        canTranslate = hasAVX2 && hasBMI && hasOSXSAVE && martlet_xgetbv(0) & 7 == 7
     }
 
     /// "AuthenticAMD" or "HygonGenuine", which share their leaves.
@@ -26,15 +34,6 @@ struct HostProcessor: Sendable {
         guard function <= limit else { return CPUIDEntry(function: function) }
         let answer = martlet_cpuid(function, index)
         return CPUIDEntry(function: function, eax: answer.eax, ebx: answer.ebx, ecx: answer.ecx, edx: answer.edx)
-    }
-
-    /// Translated code needs BMI2 and AVX2, and an operating system that keeps the vector registers.
-    var canTranslate: Bool {
-        let features = leaf(7).ebx
-        let hasAVX2 = features & 1 << 5 != 0
-        let hasBMI = features & 1 << 3 != 0 && features & 1 << 8 != 0
-        let hasOSXSAVE = leaf(1).ecx & 1 << 27 != 0
-        return hasAVX2 && hasBMI && hasOSXSAVE && martlet_xgetbv(0) & 7 == 7
     }
 }
 

@@ -34,9 +34,8 @@ public enum ClientSignals {
     private nonisolated(unsafe) static var wrapped: UInt64 = 0
     private static let isActive = Atomic<Bool>(false)
 
-    /// Gives every handler the wrapper. > Concurrency: any thread.
+    /// Gives every handler the wrapper. To be called when a vCPU runs for the first time. > Concurrency: any thread.
     static func activate() {
-        guard !isActive.load(ordering: .acquiring) else { return }
         withLock {
             for signal in 1...CInt(64) where !excluded.contains(signal) { wrap(signal, evenWithoutHandler: false) }
         }
@@ -116,12 +115,13 @@ public enum ClientSignals {
     }
 
     private static func wrap(_ signal: CInt, evenWithoutHandler: Bool) {
-        guard wrapped & bit(signal) == 0 else { return }
         var action = sigaction()
         // Fails for signals that the C library keeps for itself.
         guard martlet_exchange_action(signal, nil, &action) == 0 else { return }
         let handler = handlerAddress(of: action)
         guard handler > 1 || handler == 0 && evenWithoutHandler else { return }
+        // A client whose `sigaction` does not come here may have replaced the wrapper.
+        guard handler != unsafeBitCast(wrapper, to: UInt.self) else { return }
         // In place before the wrapper looks for it.
         actions[Int(signal)] = action
         wrapped |= bit(signal)
@@ -132,8 +132,10 @@ public enum ClientSignals {
         let action = actions[Int(signal)]
         let flags = action.sa_flags & ~Int32(bitPattern: UInt32(SA_RESETHAND))
         var mask = action.sa_mask
-        _ = martlet_sigaction(signal, { ClientSignals.handle($0, $1, $2) }, flags, &mask, nil)
+        _ = martlet_sigaction(signal, wrapper, flags, &mask, nil)
     }
+
+    private static let wrapper: martlet_signal_handler = { ClientSignals.handle($0, $1, $2) }
 
     private static func handle(
         _ signal: CInt, _ information: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?

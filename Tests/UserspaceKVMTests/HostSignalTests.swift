@@ -107,21 +107,26 @@ import UserspaceKVM
         }
     }
 
-    /// A signal that only the mask blocks does not end the run, though its handler runs at once.
+    /// A signal that only the mask blocks does not end the run; its handler runs afterwards.
     @Test(.enabled(if: getsSignals, missing))
     func theMaskKeepsASignalAway() throws {
         try withHandler(of: SIGUSR1) {
-            let small = try SmallMachine(code: [0xEB, 0xFE])
+            let small = try machine([0xEB, 0xFE])
             let vcpu = small.vcpu
             try vcpu.setSignalMask(1 << UInt64(SIGUSR1 - 1))
             let thread = Int(pthread_self())
+            let sign = UInt(bitPattern: small.memory.baseAddress! + 0x2000)
             let before = Self.handledCount
             let wasAsked = Atomic<Bool>(false)
             try withThreads(1) { _ in
-                while Self.handledCount < before + 20 {
+                // SAFETY: the memory is the machine's, which outlives the threads.
+                let isRunning = UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: sign).unsafelyUnwrapped
+                while isRunning.pointee.load(ordering: .acquiring) == 0 {}
+                for _ in 0..<20 {
                     pthread_kill(pthread_t(thread), SIGUSR1)
                     usleep(1000)
                 }
+                #expect(Self.handledCount == before)
                 wasAsked.store(true, ordering: .releasing)
                 vcpu.requestExit()
             } meanwhile: {
@@ -132,6 +137,7 @@ import UserspaceKVM
                 let mayEnd = wasAsked.load(ordering: .acquiring)
                 #expect(mayEnd)
             }
+            #expect(Self.handledCount == before + 1)
         }
     }
 

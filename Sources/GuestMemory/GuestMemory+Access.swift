@@ -1,5 +1,5 @@
 import Addressing
-import Glibc
+import CHost
 import SystemPackage
 
 /// Copies between guest memory and the core's own memory.
@@ -9,22 +9,26 @@ import SystemPackage
 extension GuestMemory {
     /// Copies bytes out of guest memory.
     ///
-    /// - Throws: `Errno.badAddress` if a byte lies in no slot; the buffer's contents are undefined then.
+    /// - Throws: `Errno.badAddress` if a byte lies in no slot, or in memory that the client has taken away; the buffer's
+    ///   contents are undefined then.
     /// > Concurrency: inside a read section of the domain.
     public func read(
         _ address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer, addressSpace: Int = 0
     ) throws(Errno) {
         try forEachPage(address, byteCount: buffer.count, addressSpace) { (slot, address, range) throws(Errno) in
             let page = slot.pointee.hostPointer(for: address.frame)
-            // SAFETY: `range` lies in the buffer and is not longer than the rest of the page.
-            memcpy(buffer.baseAddress! + range.lowerBound, page + Int(address.offsetInPage), range.count)
+            // SAFETY: `range` lies in the buffer and is not longer than the rest of the page, which may be missing.
+            let error = martlet_guarded_copy(
+                buffer.baseAddress! + range.lowerBound, page + Int(address.offsetInPage), range.count)
+            if error != 0 { throw .badAddress }
         }
     }
 
     /// Copies bytes into guest memory and marks the pages dirty.
     ///
     /// - Parameter ring: that of the vCPU on whose behalf it is written.
-    /// - Throws: `Errno.badAddress` if a byte lies in no slot or in a read-only one; bytes before it are written.
+    /// - Throws: `Errno.badAddress` if a byte lies in no slot, in a read-only one, or in memory that the client has taken away;
+    ///   bytes before it are written.
     /// > Concurrency: inside a read section of the domain.
     public func write(
         _ address: GuestPhysicalAddress, from buffer: UnsafeRawBufferPointer, addressSpace: Int = 0,
@@ -34,7 +38,9 @@ extension GuestMemory {
             guard !slot.pointee.flags.contains(.readOnly) else { throw .badAddress }
             let page = slot.pointee.hostPointer(for: address.frame)
             // SAFETY: as above.
-            memcpy(page + Int(address.offsetInPage), buffer.baseAddress! + range.lowerBound, range.count)
+            let error = martlet_guarded_copy(
+                page + Int(address.offsetInPage), buffer.baseAddress! + range.lowerBound, range.count)
+            if error != 0 { throw .badAddress }
             slot.pointee.markDirty(frame: address.frame, ring: ring)
         }
     }

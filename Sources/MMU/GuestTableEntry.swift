@@ -1,4 +1,4 @@
-import Synchronization
+import CHost
 import X86
 
 /// An entry of a guest's table, read under the rules of a shadow page.
@@ -11,16 +11,20 @@ struct GuestTableEntry {
         self.role = role
     }
 
-    /// Loads the entry that the shadow entry at `index` of a page with `role` stands for.
+    /// Loads the entry that the shadow entry at `index` of a page with `role` stands for. One that the host cannot provide maps
+    /// nothing: no shadow entry is made or kept for it, and the guest's walk, which comes before any use, finds out why.
     static func load(_ table: UnsafeMutableRawPointer, _ role: ShadowRole, _ index: Int) -> Self {
         let guestIndex = role.guestIndex(index)
-        // SAFETY: the table is a whole page of guest memory, and the index below 512, or 1024 for narrow entries.
+        // SAFETY: the table is a whole page of guest memory, which may be missing, and the index below 512, or 1024 for narrow
+        // entries.
         if role.hasNarrowEntries {
-            let entry = (table + guestIndex * 4).assumingMemoryBound(to: Atomic<UInt32>.self)
-            return Self(UInt64(entry.pointee.load(ordering: .relaxed)), role)
+            var entry: UInt32 = 0
+            _ = martlet_guarded_load32(table + guestIndex * 4, &entry)
+            return Self(UInt64(entry), role)
         }
-        let entry = (table + guestIndex * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
-        return Self(entry.pointee.load(ordering: .relaxed), role)
+        var entry: UInt64 = 0
+        _ = martlet_guarded_load64(table + guestIndex * 8, &entry)
+        return Self(entry, role)
     }
 
     private func has(_ bit: UInt64) -> Bool { rawValue & bit != 0 }

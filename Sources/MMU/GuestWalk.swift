@@ -1,6 +1,6 @@
 import Addressing
+import CHost
 import GuestMemory
-import Synchronization
 import X86
 
 /// Walks the guest's page tables.
@@ -22,6 +22,8 @@ public final class GuestWalk {
     private static let cacheCount = 256
     /// Entries of other generations are empty.
     private var generation: UInt64 = 1
+    /// An entry could not be read or written since the walk began.
+    private var hasFailed = false
 
     /// A last-level table of 4-level paging.
     private struct CachedTable {
@@ -114,8 +116,16 @@ public final class GuestWalk {
                 } else {
                     walk32(linear, access, context)
                 }
+            if hasFailed { return failure() }
             if let result { return result }
         }
+    }
+
+    /// The end of a walk that could not access an entry.
+    @inline(never)
+    private func failure() -> WalkResult {
+        hasFailed = false
+        return .hostMemory
     }
 
     // MARK: Levels
@@ -195,16 +205,19 @@ public final class GuestWalk {
 
     /// Whether PAE's pointer table can be loaded: no entry that is present has reserved bits.
     ///
+    /// - Returns: nil if the host cannot provide the table's memory.
     /// > Source: Intel SDM volume 3, section 4.4.1.
-    public func hasValidPointers(_ context: PagingContext) -> Bool {
+    public func hasValidPointers(_ context: PagingContext) -> Bool? {
         let rootAddress = context.cr3 & 0xFFFF_FFE0
         // Without memory there, the first walk says so.
         guard let page = table(at: rootAddress & ~0xFFF, context) else { return true }
-        return (0..<4).allSatisfy { index in
+        let areValid = (0..<4).allSatisfy { index in
             let pointer = load(page, Int((rootAddress & 0xFFF) >> 3) + index)
             return pointer & Entry.present == 0
                 || pointer & Entry.reservedInPointer == 0 && (pointer & Entry.address) >> physicalAddressBits == 0
         }
+        defer { hasFailed = false }
+        return hasFailed ? nil : areValid
     }
 
     /// Checks and completes the entry that maps the page.
@@ -344,17 +357,21 @@ public final class GuestWalk {
         return slot.pointee.hostPointer(for: frame).assumingMemoryBound(to: UInt64.self)
     }
 
+    /// 0, which maps nothing, if there is no memory.
+    @inline(__always)
     private func load(_ table: UnsafeMutablePointer<UInt64>, _ index: Int) -> UInt64 {
-        // SAFETY: `index` is below 512 and the table is a whole page of guest memory.
-        UnsafeMutableRawPointer(table + index).assumingMemoryBound(to: Atomic<UInt64>.self).pointee
-            .load(ordering: .relaxed)
+        var entry: UInt64 = 0
+        // SAFETY: `index` is below 512 and the table is a whole page of guest memory, which may be missing.
+        if !martlet_guarded_load64(table + index, &entry) { hasFailed = true }
+        return entry
     }
 
+    /// As ``load(_:_:)``.
     private func load32(_ table: UnsafeMutablePointer<UInt64>, _ index: Int) -> UInt64 {
-        // SAFETY: `index` is below 1024 and the table is a whole page of guest memory.
-        UInt64(
-            (UnsafeMutableRawPointer(table) + index * 4).assumingMemoryBound(to: Atomic<UInt32>.self).pointee
-                .load(ordering: .relaxed))
+        var entry: UInt32 = 0
+        // SAFETY: `index` is below 1024 and the table is a whole page of guest memory, which may be missing.
+        if !martlet_guarded_load32(UnsafeMutableRawPointer(table) + index * 4, &entry) { hasFailed = true }
+        return UInt64(entry)
     }
 
     /// Sets bits in an entry unless it changed since it was read; the page it lies in becomes dirty in the slot's log.
@@ -363,24 +380,25 @@ public final class GuestWalk {
         _ context: PagingContext
     ) -> Bool {
         // SAFETY: as in `load`.
-        let entry = UnsafeMutableRawPointer(table + index).assumingMemoryBound(to: Atomic<UInt64>.self)
-        let done = entry.pointee.compareExchange(expected: old, desired: old | bits, ordering: .relaxed).exchanged
-        if done { markDirty(tableAddress, context) }
-        return done
+        finishSet(martlet_guarded_exchange64(table + index, old, old | bits), tableAddress, context)
     }
 
     private func set32(
         _ bits: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ index: Int, _ old: UInt64, _ tableAddress: UInt64,
         _ context: PagingContext
     ) -> Bool {
-        // SAFETY: as in `load32`.
-        let entry = (UnsafeMutableRawPointer(table) + index * 4).assumingMemoryBound(to: Atomic<UInt32>.self)
         let expected = UInt32(truncatingIfNeeded: old)
-        let done = entry.pointee.compareExchange(
-            expected: expected, desired: expected | UInt32(truncatingIfNeeded: bits), ordering: .relaxed
-        ).exchanged
-        if done { markDirty(tableAddress, context) }
-        return done
+        // SAFETY: as in `load32`.
+        let result = martlet_guarded_exchange32(
+            UnsafeMutableRawPointer(table) + index * 4, expected, expected | UInt32(truncatingIfNeeded: bits))
+        return finishSet(result, tableAddress, context)
+    }
+
+    /// - Parameter result: what a guarded exchange returned.
+    private func finishSet(_ result: CInt, _ tableAddress: UInt64, _ context: PagingContext) -> Bool {
+        if result > 0 { markDirty(tableAddress, context) }
+        if result < 0 { hasFailed = true }
+        return result > 0
     }
 
     private func markDirty(_ address: UInt64, _ context: PagingContext) {

@@ -68,6 +68,8 @@ public enum WalkResult: Equatable, Sendable {
     case translated(PageTranslation)
     /// A page fault with this error code.
     case fault(code: UInt32)
+    /// A table lies in memory that the host cannot provide.
+    case hostMemory
 }
 
 /// How the accesses of translated code that are not in the software TLB are translated.

@@ -9,6 +9,9 @@ extension BlockTranslator {
     /// More elements than this are left to Swift without a look at the page.
     static var inlineCountMask: UInt64 { ~0x1FFF }
 
+    /// The temporary that has the guest's RDI during MOVS and STOS.
+    static var savedTargetIndex: Int { 3 }
+
     mutating func emitString(_ i: DecodedInstruction, moves: Bool) {
         let shift = UInt8(Int(i.operand(0).size) / 8).trailingZeroBitCount
         let isRepeated = i.hasRepeat
@@ -33,8 +36,9 @@ extension BlockTranslator {
         }
         e.move(.address, .rdi)
         emitRunLookup(.write, shift: shift, isRepeated: isRepeated, exit)
-        // From here on nothing fails. RDI holds a host address during the instruction.
-        e.store(.rdi, temporary(3))
+        // RDI holds a host address during the instruction. From here on nothing fails, unless the client has taken the
+        // memory away: then RDI is put back (`handleHostFault`), and the instruction starts over.
+        e.store(.rdi, temporary(Self.savedTargetIndex))
         e.lea(.rdi, .at(.rdi, plus: .scratch))
         if moves {
             e.load(.address, temporary(4))
@@ -47,7 +51,7 @@ extension BlockTranslator {
         if shift == 1 { e.byte(0x66) }
         if shift == 3 { e.byte(0x48) }
         e.byte((moves ? 0xA4 : 0xAA) | (shift == 0 ? 0 : 1))
-        e.load(.rdi, temporary(3))
+        e.load(.rdi, temporary(Self.savedTargetIndex))
         advance(.rdi, shift: shift, isRepeated: isRepeated)
         if moves { advance(.r11, shift: shift, isRepeated: isRepeated) }
         if isRepeated { e.move(.counter, constant: 0) }

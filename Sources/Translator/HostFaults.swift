@@ -6,8 +6,8 @@ import X86
 ///
 /// A copied instruction can fault on the host as it would on the guest's own processor: division (SIGFPE), x87 and SIMD
 /// exceptions (SIGFPE), misaligned vector operands (SIGSEGV with trap 13). The handler only notes what happened and
-/// redirects the thread to the exit routine, which saves the registers as for any other exit. The same handler makes copies
-/// from and to a client's addresses fail (`martlet_guarded_copy`).
+/// redirects the thread to the exit routine, which saves the registers as for any other exit. The same handler makes the
+/// accesses fail that Martlet's own code makes of a client's memory (`martlet_guarded_copy` and its like).
 ///
 /// > Concurrency: the handler touches nothing but the signal context and the state page that GS base points to.
 public enum HostFaults {
@@ -23,6 +23,22 @@ public enum HostFaults {
     /// The signals whose handlers are Martlet's. What the client wants done with them is kept, and done where a fault is not
     /// Martlet's.
     public static let signals: [CInt] = [SIGSEGV, SIGBUS, SIGFPE, SIGILL]
+
+    /// Makes the thread take the signals of faults: clients start threads with all signals blocked, and a fault whose signal is
+    /// blocked ends the process.
+    /// > Concurrency: any thread, before it touches a client's memory.
+    public static func admit() {
+        if martlet_get_thread_takes_faults() == 0 { unblock() }
+    }
+
+    @inline(never)
+    private static func unblock() {
+        martlet_set_thread_takes_faults()
+        var set = sigset_t()
+        sigemptyset(&set)
+        for signal in signals { sigaddset(&set, signal) }
+        pthread_sigmask(SIG_UNBLOCK, &set, nil)
+    }
 
     /// Installs the handlers and tells `state` where translated code lies.
     static func install(_ state: CPUState, _ cache: TranslationCache) {
@@ -73,9 +89,13 @@ public enum HostFaults {
     ) {
         guard let context else { return }
         let registers = martlet_context_registers(context)
-        if let registers, registers[Int(MARTLET_REG_RIP)] == UInt64(martlet_guarded_copy_access_address()) {
-            registers[Int(MARTLET_REG_RIP)] = UInt64(martlet_guarded_copy_failure_address())
-            return
+        // What somebody sent says nothing about the access that it interrupts.
+        if let registers, (information?.pointee.si_code ?? 0) > 0 {
+            let continuation = martlet_guarded_continuation(UInt(registers[Int(MARTLET_REG_RIP)]))
+            if continuation != 0 {
+                registers[Int(MARTLET_REG_RIP)] = UInt64(continuation)
+                return
+            }
         }
         let base = martlet_rdgsbase()
         if base != 0, let registers, let state = UnsafeMutableRawPointer(bitPattern: UInt(base)) {

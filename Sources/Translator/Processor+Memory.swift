@@ -1,4 +1,5 @@
 import Addressing
+import CHost
 import GuestMemory
 import MMU
 import Synchronization
@@ -79,6 +80,7 @@ extension Processor {
         switch walk.translate(linear, access, pagingContext) {
         case .translated(let found): translation = found
         case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
+        case .hostMemory: throw .hostMemory(linear)
         }
         let frame = GuestFrameNumber(translation.physical >> 12)
         guard let slot = memory.lookup(frame, addressSpace: addressSpace, cache: &lastSlot) else {
@@ -138,7 +140,8 @@ extension Processor {
         if linear & 0xFFF <= 4096 - UInt64(MemoryLayout<T>.size),
             let host = tlb.lookup(linear, tlbMode(privilege), .read)
         {
-            return host.loadUnaligned(as: T.self)
+            guard let value = host.guestValue(as: T.self) else { throw .hostMemory(linear) }
+            return value
         }
         var value: T = 0
         var failure: GuestFault?
@@ -161,7 +164,7 @@ extension Processor {
         if linear & 0xFFF <= 4096 - UInt64(MemoryLayout<T>.size),
             let host = tlb.lookup(linear, tlbMode(privilege), .write)
         {
-            host.storeBytes(of: value, as: T.self)
+            guard host.storeGuestValue(value) else { throw .hostMemory(linear) }
             return
         }
         var failure: GuestFault?
@@ -177,6 +180,17 @@ extension Processor {
 
     // MARK: Bytes
 
+    /// The bytes from a linear address on, up to the first that cannot be read.
+    @inline(never) public func readableBytes(_ linear: UInt64, maximumCount: Int) -> [UInt8] {
+        var bytes: [UInt8] = []
+        while bytes.count < maximumCount,
+            let byte: UInt8 = try? read(linear &+ UInt64(bytes.count), as: UInt8.self, .system)
+        {
+            bytes.append(byte)
+        }
+        return bytes
+    }
+
     public func readBytes(
         _ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ privilege: AccessPrivilege = .current
     ) throws(GuestFault) {
@@ -186,7 +200,10 @@ extension Processor {
             let count = min(buffer.count - done, 4096 - Int(address & 0xFFF))
             let part = UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + count])
             switch try resolve(address, .read, privilege) {
-            case .memory(let host, _, _): part.copyMemory(from: UnsafeRawBufferPointer(start: host, count: count))
+            case .memory(let host, _, _):
+                guard part.baseAddress.unsafelyUnwrapped.copyGuestBytes(from: host, byteCount: count) else {
+                    throw .hostMemory(address)
+                }
             case .device(let physical): try readDevice(physical, into: part)
             }
             done += count
@@ -200,6 +217,7 @@ extension Processor {
         guard buffer.count > 0 else { return }
         if Int(linear & 0xFFF) + buffer.count > 4096 {
             try probeWrite(linear, byteCount: buffer.count, privilege)
+            try touch(linear, byteCount: buffer.count, privilege)
         }
         var done = 0
         while done < buffer.count {
@@ -208,13 +226,16 @@ extension Processor {
             let part = UnsafeRawBufferPointer(rebasing: buffer[done..<done + count])
             switch try resolve(address, .write, privilege) {
             case .memory(let host, let page, let isGuarded):
+                let source = part.baseAddress.unsafelyUnwrapped
+                var isStored = false
                 if isGuarded {
                     storeGuarded(page, host, byteCount: count) {
-                        host.copyMemory(from: part.baseAddress.unsafelyUnwrapped, byteCount: count)
+                        isStored = host.copyGuestBytes(from: source, byteCount: count)
                     }
                 } else {
-                    host.copyMemory(from: part.baseAddress.unsafelyUnwrapped, byteCount: count)
+                    isStored = host.copyGuestBytes(from: source, byteCount: count)
                 }
+                guard isStored else { throw .hostMemory(address) }
             case .device(let physical): try writeDevice(physical, part)
             }
             done += count
@@ -263,9 +284,22 @@ extension Processor {
         }
     }
 
+    /// Checks that the client has the memory for a write that crosses pages: the first page must not be written if the second
+    /// cannot be, since the instruction is executed again.
+    private func touch(_ linear: UInt64, byteCount: Int, _ privilege: AccessPrivilege) throws(GuestFault) {
+        var done = 4096 - Int(linear & 0xFFF)
+        while done < byteCount {
+            let address = try normalized(linear &+ UInt64(done))
+            if case .memory(let host, _, _) = try resolve(address, .write, privilege), !martlet_guarded_touch(host) {
+                throw .hostMemory(address)
+            }
+            done += 4096
+        }
+    }
+
     /// The host address of `linear` if it is plain RAM: valid to the end of its 4 KiB page and until the next guest
-    /// instruction; nil for memory-mapped I/O, and for writes also where a write needs help (translated code,
-    /// read-only). Faults as the access itself would.
+    /// instruction, for accesses that the client can make fail (`GuestAccess.swift`); nil for memory-mapped I/O, and for writes
+    /// also where a write needs help (translated code, read-only). Faults as the access itself would.
     public func hostPointer(
         _ linear: UInt64, forWriting: Bool, _ privilege: AccessPrivilege = .current
     ) throws(GuestFault) -> UnsafeMutableRawPointer? {

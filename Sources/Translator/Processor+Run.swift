@@ -83,7 +83,9 @@ extension Processor {
         case .shutdown: return .shutdown
         case .breakpoint: return .debug(vector: 3, dr6: 0)
         case .notExecutable: return .emulationFailure
-        case .hostMemory(let address): return .hostMemory(address)
+        case .hostMemory(let address):
+            clientAnswers.rewind()
+            return .hostMemory(address)
         }
     }
 
@@ -150,8 +152,23 @@ extension Processor {
         case 13: throw .exception(.generalProtection(0))
         case 16: throw .exception(.floatingPoint)
         case 19: throw .exception(system.cr4 & CR4.simdExceptions != 0 ? .simdFloatingPoint : .invalidOpcode)
-        default: throw .hostMemory(0)
+        default:
+            // MOVS and STOS have a host address in RDI meanwhile.
+            if Self.isString(at: record.pc) {
+                state[.rdi] = state.base.load(
+                    fromByteOffset: CPUState.temporariesOffset + BlockTranslator.savedTargetIndex * 8, as: UInt64.self)
+            }
+            throw .hostMemory(0)
         }
+    }
+
+    /// Whether the host's instruction at an address in the code buffer is MOVS or STOS.
+    private static func isString(at pc: UInt64) -> Bool {
+        // SAFETY: the instruction was just executed, and blocks stay as they are until this processor is outside.
+        guard var byte = UnsafePointer<UInt8>(bitPattern: UInt(pc)) else { return false }
+        // REP, the 16-bit operand size, and REX.W.
+        while [0xF3, 0x66, 0x48].contains(byte.pointee) { byte += 1 }
+        return [0xA4, 0xA5, 0xAA, 0xAB].contains(byte.pointee)
     }
 
     // MARK: Finding blocks
@@ -173,18 +190,21 @@ extension Processor {
             switch result {
             case .translated(let translation):
                 // Others are asked to forget dropped blocks: meanwhile the tables may have changed.
-                if dropOutdatedCode(translation.physical >> 12) { continue }
+                if try dropOutdatedCode(translation.physical >> 12, linear) { continue }
                 tlb.insertFetch(linear, isUser: isUser, translation: translation)
                 return translation.physical | linear & 0xFFF
             case .fault(let code): throw .exception(.pageFault(address: linear, code: code))
+            case .hostMemory: throw .hostMemory(linear)
             }
         }
     }
 
     /// Drops the blocks of a guest page that the client has written to. To be called when the page becomes known as code.
     /// - Returns: whether there were any.
-    private func dropOutdatedCode(_ page: UInt64) -> Bool {
-        guard let host = hostPage(page), cache.dropOutdated(host) else { return false }
+    private func dropOutdatedCode(_ page: UInt64, _ linear: UInt64) throws(GuestFault) -> Bool {
+        guard let host = hostPage(page) else { return false }
+        guard let isOutdated = cache.dropOutdated(host) else { throw .hostMemory(linear) }
+        guard isOutdated else { return false }
         forgetDroppedBlocks()
         followCacheResets()
         return true
@@ -244,23 +264,38 @@ extension Processor {
         let offset = Int(physical & 0xFFF)
         // An instruction that runs into the next page is a block of its own.
         var second: (page: UInt64, host: UnsafeMutableRawPointer)?
-        if case .truncated = decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
+        if case .truncated = try decodeFirst(host, offset, linear) {
             let next = try fetchPhysical(nextPage(linear)) >> 12
             guard let nextHost = hostPage(next) else { throw .notExecutable }
             if guardIfNeeded(nextHost) { return nil }
             second = (next, nextHost)
         }
         let limit = !form.isLinked || mode.singleSteps || second != nil ? 1 : BlockTranslator.maximumCount
-        return cache.translate(
+        var isMissing = false
+        let block = cache.translate(
             physical: physical, secondPage: second?.page ?? TranslationCache.Block.noPage,
-            hostPages: (host.pageNumber, (second?.host ?? host).pageNumber), mode: mode,
+            hostPages: (host.pageNumber, (second?.host ?? host).pageNumber), copy: guestCopy, mode: mode,
             modeNumber: modeNumber, otherModeNumber: otherModeNumber, form: form
         ) {
-            if let second {
-                return ([ClassifiedInstruction(decodeSpanning(host, offset, second.host), in: mode, at: offset)], false)
-            }
-            return decodeBlock(host, offset, limit, form)
+            isMissing = !guestCopy.copyGuestBytes(from: host, byteCount: 4096)
+            if isMissing { return nil }
+            guard let second else { return decodeBlock(offset, limit, form) }
+            isMissing = !(guestCopy + 4096).copyGuestBytes(from: second.host, byteCount: 64)
+            if isMissing { return nil }
+            return ([ClassifiedInstruction(decodeSpanning(offset), in: mode, at: offset)], false)
         }
+        if isMissing { throw .hostMemory(linear) }
+        return block
+    }
+
+    /// Decodes what `host` has of the instruction at `offset`, which is copied to ``guestCopy``.
+    private func decodeFirst(
+        _ host: UnsafeRawPointer, _ offset: Int, _ linear: UInt64
+    ) throws(GuestFault) -> Decoder.Outcome {
+        let byteCount = min(15, 4096 - offset)
+        let copy = guestCopy + offset
+        guard copy.copyGuestBytes(from: host + offset, byteCount: byteCount) else { throw .hostMemory(linear) }
+        return decoder.decode(copy, byteCount: byteCount, size: mode.codeSize)
     }
 
     private func nextPage(_ linear: UInt64) -> UInt64 {
@@ -288,16 +323,16 @@ extension Processor {
         }
     }
 
-    /// Decodes from `offset` until the block ends. The second result tells that the next instruction runs into the next
-    /// page.
+    /// Decodes from `offset` in the page that was copied to ``guestCopy`` until the block ends. The second result tells that
+    /// the next instruction runs into the next page.
     private func decodeBlock(
-        _ host: UnsafeMutableRawPointer, _ offset: Int, _ limit: Int, _ form: BlockTranslator.Form
+        _ offset: Int, _ limit: Int, _ form: BlockTranslator.Form
     ) -> ([ClassifiedInstruction], Bool) {
         var result: [ClassifiedInstruction] = []
         var position = offset
         var sideExitCount = 0
         while result.count < limit && position < 4096 {
-            switch decoder.decode(host + position, byteCount: min(15, 4096 - position), size: mode.codeSize) {
+            switch decoder.decode(guestCopy + position, byteCount: min(15, 4096 - position), size: mode.codeSize) {
             case .instruction(let instruction):
                 let classified = ClassifiedInstruction(instruction, in: mode, at: position)
                 result.append(classified)
@@ -330,21 +365,12 @@ extension Processor {
         return (result, false)
     }
 
-    private func decodeSpanning(
-        _ first: UnsafeMutableRawPointer, _ offset: Int, _ second: UnsafeMutableRawPointer
-    ) -> DecodedInstruction {
-        withUnsafeTemporaryAllocation(byteCount: 16, alignment: 16) { buffer in
-            let head = 4096 - offset
-            for i in 0..<15 {
-                buffer[i] = (i < head ? first + offset + i : second + (i - head)).load(as: UInt8.self)
-            }
-            switch decoder.decode(
-                UnsafeRawPointer(buffer.baseAddress.unsafelyUnwrapped), byteCount: 15, size: mode.codeSize)
-            {
-            case .instruction(let instruction): return instruction
-            case .truncated: return Self.invalidInstruction(tooLong: true)
-            case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
-            }
+    /// Decodes the instruction at `offset`, of whose two pages ``guestCopy`` has what counts.
+    private func decodeSpanning(_ offset: Int) -> DecodedInstruction {
+        switch decoder.decode(guestCopy + offset, byteCount: 15, size: mode.codeSize) {
+        case .instruction(let instruction): instruction
+        case .truncated: Self.invalidInstruction(tooLong: true)
+        case .invalid(let tooLong): Self.invalidInstruction(tooLong: tooLong)
         }
     }
 
@@ -365,13 +391,14 @@ extension Processor {
         let physical = try fetchPhysical(linear)
         guard let host = hostPage(physical >> 12) else { throw .notExecutable }
         let offset = Int(physical & 0xFFF)
-        switch decoder.decode(host + offset, byteCount: min(15, 4096 - offset), size: mode.codeSize) {
+        switch try decodeFirst(host, offset, linear) {
         case .instruction(let instruction): return instruction
         case .invalid(let tooLong): return Self.invalidInstruction(tooLong: tooLong)
         case .truncated:
             let next = try fetchPhysical(nextPage(linear)) >> 12
             guard let nextHost = hostPage(next) else { throw .notExecutable }
-            return decodeSpanning(host, offset, nextHost)
+            guard (guestCopy + 4096).copyGuestBytes(from: nextHost, byteCount: 15) else { throw .hostMemory(linear) }
+            return decodeSpanning(offset)
         }
     }
 

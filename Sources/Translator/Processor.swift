@@ -66,6 +66,8 @@ public final class Processor {
     var forgottenDropCount: UInt64 = 0
     /// Where an instruction that has no record in the cache is put.
     let looseInstruction = UnsafeMutablePointer<SwiftInstruction>.allocate(capacity: 1)
+    /// Two pages for copies of guest memory: of code that is decoded, and of what a string instruction compares.
+    let guestCopy = UnsafeMutableRawPointer.allocate(byteCount: 2 * 4096, alignment: 64)
     /// The code for the instruction at RIP, if the last exit found it; otherwise 0.
     var foundCode: UInt64 = 0
     /// A breakpoint is enabled, or a debugger steps: instructions are executed one at a time.
@@ -134,6 +136,7 @@ public final class Processor {
     deinit {
         decoder.destroy()
         looseInstruction.deallocate()
+        guestCopy.deallocate()
     }
 
     /// Puts the processor into its state after RESET (or INIT, which keeps the vector registers and some others).

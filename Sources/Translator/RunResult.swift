@@ -11,7 +11,8 @@ public enum RunResult: Equatable, Sendable {
     /// What the client's debugger waits for: vector 3 for an INT3, which is at RIP, or 1 for all that a debug exception
     /// reports, with its DR6.
     case debug(vector: UInt8, dr6: UInt64)
-    /// Guest memory at this guest physical address could not be accessed on the host (`EFAULT`).
+    /// The host could not provide guest memory (`EFAULT`); the address is that of ``GuestFault/hostMemory(_:)``. The
+    /// instruction at RIP is executed again by the next `run()`, or the event in `system.pendingEvent` delivered.
     case hostMemory(UInt64)
     /// The instruction at RIP cannot be executed (`KVM_EXIT_INTERNAL_ERROR`, emulation failure).
     case emulationFailure

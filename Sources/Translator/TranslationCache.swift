@@ -207,12 +207,14 @@ public final class TranslationCache: @unchecked Sendable {
     /// Guests' stores are seen as they happen; this finds those of the client, which loads programs and performs the transfers
     /// of devices.
     /// - Parameter bytes: the page.
-    /// - Returns: whether blocks were dropped, so that every processor has to drop its jump cache.
-    func dropOutdated(_ bytes: UnsafeMutableRawPointer) -> Bool {
+    /// - Returns: whether blocks were dropped, so that every processor has to drop its jump cache; nil if the page has code but
+    ///   no memory any more.
+    func dropOutdated(_ bytes: UnsafeMutableRawPointer) -> Bool? {
         lock.lock()
         defer { lock.unlock() }
         guard let entry = pages[bytes.pageNumber], entry.pieces != 0 else { return false }
-        guard CodeChecksum.of(bytes, pieces: entry.pieces) != entry.checksum else { return false }
+        guard let checksum = CodeChecksum.of(bytes, pieces: entry.pieces) else { return nil }
+        guard checksum != entry.checksum else { return false }
         dropLocked(entry)
         pages[bytes.pageNumber] = CodePage(isGuarded: entry.isGuarded)
         return true
@@ -282,18 +284,20 @@ public final class TranslationCache: @unchecked Sendable {
     /// - Parameters:
     ///   - secondPage: the guest's second page, or ``Block/noPage``.
     ///   - hostPages: the numbers of the host's pages.
-    /// - Returns: nil if the page is no longer guarded.
+    ///   - copy: where `decode` puts copies of the pages, one behind the other, or of the second its first 64 bytes.
+    ///   - decode: called with stores to the pages kept out; nil if they cannot be read.
+    /// - Returns: nil if the page is no longer guarded, or cannot be read.
     func translate(
-        physical: UInt64, secondPage: UInt64, hostPages: (first: UInt64, second: UInt64), mode: TranslationMode,
-        modeNumber: UInt8, otherModeNumber: UInt8?, form: BlockTranslator.Form,
-        decode: () -> (instructions: [ClassifiedInstruction], spansNext: Bool)
+        physical: UInt64, secondPage: UInt64, hostPages: (first: UInt64, second: UInt64), copy: UnsafeRawPointer,
+        mode: TranslationMode, modeNumber: UInt8, otherModeNumber: UInt8?, form: BlockTranslator.Form,
+        decode: () -> (instructions: [ClassifiedInstruction], spansNext: Bool)?
     ) -> Block? {
         lock.lock()
         defer { lock.unlock() }
         guard pages[hostPages.first]?.isGuarded ?? false else { return nil }
         if secondPage != Block.noPage && !(pages[hostPages.second]?.isGuarded ?? false) { return nil }
         // The bytes are read while the lock keeps stores to the page out.
-        let (decoded, spansNext) = decode()
+        guard let (decoded, spansNext) = decode() else { return nil }
         var translator = BlockTranslator(
             emitter: buffer.emitter(from: used), mode: mode, form: form, startOffset: Int(physical & 0xFFF),
             records: BlockRecords(),
@@ -327,15 +331,16 @@ public final class TranslationCache: @unchecked Sendable {
                 start: buffer.addresses.lowerBound))
         insertLocked(index)
         let end = decoded.reduce(0) { max($0, $1.offset + Int($1.decoded.length)) }
-        note(index, hostPages.first, from: Int(physical & 0xFFF), to: min(end, 4096))
+        note(index, hostPages.first, copy, from: Int(physical & 0xFFF), to: min(end, 4096))
         if secondPage != Block.noPage {
             secondPages[index] = secondPage
-            note(index, hostPages.second, from: 0, to: 16)
+            note(index, hostPages.second, copy + 4096, from: 0, to: 16)
         }
         return block
     }
 
-    private func note(_ block: Int32, _ page: UInt64, from start: Int, to end: Int) {
+    /// Enters a block into the list of a page, of which `copy` is one.
+    private func note(_ block: Int32, _ page: UInt64, _ copy: UnsafeRawPointer, from start: Int, to end: Int) {
         let first = start >> 6
         let last = max(start, end - 1) >> 6
         let pieces = (~UInt64(0) >> UInt64(63 - (last - first))) << UInt64(first)
@@ -343,10 +348,7 @@ public final class TranslationCache: @unchecked Sendable {
         // Moved, not copied: the array of blocks has one owner.
         pages[page] = nil
         entry.blocks.append(block)
-        // SAFETY: the page's number is that of host memory which was just decoded from.
-        if let bytes = UnsafeRawPointer(bitPattern: UInt(page << 12)) {
-            entry.checksum &+= CodeChecksum.of(bytes, pieces: pieces & ~entry.pieces)
-        }
+        entry.checksum &+= CodeChecksum.of(copy, pieces: pieces & ~entry.pieces) ?? 0
         entry.pieces |= pieces
         pages[page] = entry
     }

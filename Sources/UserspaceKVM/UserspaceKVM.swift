@@ -37,6 +37,7 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     }
 
     public func ioctl(_ descriptor: KVMDescriptor, _ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
+        HostFaults.admit()
         let object = try descriptors.object(descriptor)
         guard let known = KVMRequest(rawValue: request) else {
             // KVM's own answers: a machine does not know the request, the others call it invalid.

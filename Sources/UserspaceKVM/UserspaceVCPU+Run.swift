@@ -51,7 +51,12 @@ extension UserspaceVCPU {
             if takeSignal(.timer) || counters.entries.value & 15 == 0 { serviceTimer() }
             if takeSignal(.clockChanged) { writeParavirtualClock() }
             if stealTime.isEnabled { recordStealTime() }
-            injectEvents()
+            do throws(Errno) {
+                try injectEvents()
+            } catch {
+                requests.leave()
+                throw error
+            }
             let hasPriorityWord = taskPriorityPatching.wordAddress != 0
             if hasPriorityWord { storeTaskPriorityWord() }
             let result = processor.run()
@@ -177,8 +182,8 @@ extension UserspaceVCPU {
         if !hasOrdinaryWakeEvent {
             // Nothing but a system management interrupt: its handler leads back into HLT.
             requests.enter()
-            takeSystemManagementInterrupt(fromHalt: true)
-            requests.leave()
+            defer { requests.leave() }
+            try takeSystemManagementInterrupt(fromHalt: true)
         }
         isUnhalted = false
         processor.system.activity = .running
@@ -257,12 +262,13 @@ extension UserspaceVCPU {
     /// Chooses the event the processor delivers first, or asks for the moment at which one could be: none is delivered
     /// before an access that the client has answered is complete.
     /// > Concurrency: the owner, inside.
-    private func injectEvents() {
+    @inline(never)
+    private func injectEvents() throws(Errno) {
         if debuggerBlocksInterrupts {
             processor.wantsInterruptWindow = false
             return
         }
-        if hasSignal(.systemManagement) { acceptSystemManagementInterrupt() }
+        if hasSignal(.systemManagement) { try acceptSystemManagementInterrupt() }
         if processor.system.pendingEvent == nil, !processor.system.nmiBlocked, !processor.isCompletingAccess, takeNMI()
         {
             processor.system.pendingEvent = PendingEvent(kind: .nonMaskableInterrupt, vector: 2)
@@ -283,19 +289,26 @@ extension UserspaceVCPU {
     }
 
     /// Enters system management mode, or has the processor come back as soon as it can.
-    private func acceptSystemManagementInterrupt() {
+    private func acceptSystemManagementInterrupt() throws(Errno) {
         // The end of the mode raises attention.
         if processor.system.systemManagement.isActive { return }
         if processor.canAcceptSystemManagementInterrupt {
-            takeSystemManagementInterrupt(fromHalt: false)
+            try takeSystemManagementInterrupt(fromHalt: false)
         } else {
             processor.raiseAttention()
         }
     }
 
-    private func takeSystemManagementInterrupt(fromHalt isHalted: Bool) {
+    /// - Throws: `EFAULT` if the state cannot be saved; the interrupt goes on waiting.
+    @inline(never)
+    private func takeSystemManagementInterrupt(fromHalt isHalted: Bool) throws(Errno) {
         _ = takeSignal(.systemManagement)
-        processor.enterSystemManagement(fromHalt: isHalted)
+        do throws(GuestFault) {
+            try processor.enterSystemManagement(fromHalt: isHalted)
+        } catch {
+            signal(.systemManagement)
+            throw .badAddress
+        }
     }
 
     private func takeNMI() -> Bool {

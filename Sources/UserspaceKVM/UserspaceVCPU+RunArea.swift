@@ -100,13 +100,7 @@ extension UserspaceVCPU {
     func describeEmulationFailure() {
         let run = runArea.run
         run.pointee.internal.suberror = UInt32(KVM_INTERNAL_ERROR_EMULATION)
-        var bytes: [UInt8] = []
-        let linear = processor.system.cs.base &+ processor.state.rip
-        while bytes.count < 15,
-            let byte: UInt8 = try? processor.read(linear &+ UInt64(bytes.count), as: UInt8.self, .system)
-        {
-            bytes.append(byte)
-        }
+        let bytes = processor.readableBytes(processor.system.cs.base &+ processor.state.rip, maximumCount: 15)
         // Flags, the count of bytes, and the bytes, in units of 8 bytes.
         run.pointee.emulation_failure.ndata = bytes.isEmpty ? 1 : 3
         run.pointee.emulation_failure.flags =

@@ -14,7 +14,8 @@ public enum GuestFault: Error, Equatable, Sendable {
     case breakpoint
     /// There is no memory where the instruction is fetched from.
     case notExecutable
-    /// The host could not provide guest memory (client unmapped or truncated it), at the given guest physical address.
+    /// The host could not provide guest memory: the client has unmapped, protected or truncated it. The access was to this
+    /// linear address, or to a table on the way to it; 0 if it is not known.
     case hostMemory(UInt64)
 }
 

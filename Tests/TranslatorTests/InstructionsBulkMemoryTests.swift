@@ -34,9 +34,10 @@ import Translator
                 let offset = backwards ? -i * size : i * size
                 Self.store(&expected, target + offset, size, Self.load(expected, source + offset, size))
             }
-            BulkMemory.move(
+            let isMoved = BulkMemory.move(
                 from: image.base + source, to: image.base + target, count: count, elementByteCount: size,
                 backwards: backwards)
+            #expect(isMoved)
             #expect(
                 image.bytes == expected,
                 "seed \(seed): size \(size) count \(count) distance \(target - source) backwards \(backwards)")
@@ -46,7 +47,9 @@ import Translator
     @Test func replicatesAByteForwards() {
         let image = Image(byteCount: 100)
         image.base.storeBytes(of: 0xAB, as: UInt8.self)
-        BulkMemory.move(from: image.base, to: image.base + 1, count: 98, elementByteCount: 1, backwards: false)
+        let isMoved = BulkMemory.move(
+            from: image.base, to: image.base + 1, count: 98, elementByteCount: 1, backwards: false)
+        #expect(isMoved)
         #expect(image.bytes == Array(repeating: 0xAB, count: 99) + [0])
     }
 
@@ -62,8 +65,9 @@ import Translator
             let image = Image(byteCount: 1200, filledWith: 0x11)
             var expected = image.bytes
             for i in 0..<count { Self.store(&expected, target + (backwards ? -i : i) * size, size, value) }
-            BulkMemory.fill(
+            let isFilled = BulkMemory.fill(
                 image.base + target, with: value, count: count, elementByteCount: size, backwards: backwards)
+            #expect(isFilled)
             #expect(image.bytes == expected, "seed \(seed): size \(size) count \(count) backwards \(backwards)")
         }
     }

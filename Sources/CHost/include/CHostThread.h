@@ -73,6 +73,19 @@ static inline void *martlet_thread_grace_period_line(void)
 	return &martlet_thread_grace_periods;
 }
 
+// Whether the thread has been made to take the signals of faults.
+extern MARTLET_THREAD_WORD int32_t martlet_thread_takes_faults;
+
+static inline int32_t martlet_get_thread_takes_faults(void)
+{
+	return martlet_thread_takes_faults;
+}
+
+static inline void martlet_set_thread_takes_faults(void)
+{
+	martlet_thread_takes_faults = 1;
+}
+
 // The thread's id, once it takes the signal that ends KVM_RUN of the kernel; 0 before.
 extern MARTLET_THREAD_WORD int32_t martlet_thread_kick_id;
 

@@ -1,5 +1,4 @@
 import CZydis
-import Synchronization
 import X86
 
 /// What a bit-test instruction does to the bit.
@@ -13,19 +12,6 @@ package enum BitOperation {
         case .set: value | mask
         case .reset: value & ~mask
         case .complement: value ^ mask
-        }
-    }
-
-    /// Changes the bits of `mask` in a byte that others may change too, and returns what it was before.
-    package func applyAtomically(to byte: UnsafeMutableRawPointer, _ mask: UInt8) -> UInt8 {
-        // SAFETY: an atomic byte has the layout of a byte; guest memory is only ever accessed as raw bytes.
-        let atomic = byte.assumingMemoryBound(to: Atomic<UInt8>.self)
-        // ORDERING: a LOCK prefix is a full barrier; pairs with every access of other processors to the byte.
-        switch self {
-        case .test: return atomic.pointee.load(ordering: .sequentiallyConsistent)
-        case .set: return atomic.pointee.bitwiseOr(mask, ordering: .sequentiallyConsistent).oldValue
-        case .reset: return atomic.pointee.bitwiseAnd(~mask, ordering: .sequentiallyConsistent).oldValue
-        case .complement: return atomic.pointee.bitwiseXor(mask, ordering: .sequentiallyConsistent).oldValue
         }
     }
 }
@@ -68,13 +54,15 @@ extension Processor {
         let address = linearAddress(memory, of: i)
         let mask: UInt8 = 1 << UInt8(number & 7)
         if let byte = try hostPointer(address, forWriting: true) {
-            let old: UInt8
+            func changed(_ old: UInt8) -> UInt8 {
+                UInt8(truncatingIfNeeded: operation.applied(to: UInt64(old), UInt64(mask)))
+            }
             if i.isLocked {
-                old = operation.applyAtomically(to: byte, mask)
-            } else {
-                old = byte.load(as: UInt8.self)
-                let new = UInt8(truncatingIfNeeded: operation.applied(to: UInt64(old), UInt64(mask)))
-                byte.storeBytes(of: new, as: UInt8.self)
+                guard let old = byte.exchangeGuestByte(changed) else { throw .hostMemory(address) }
+                return old & mask != 0
+            }
+            guard let old = byte.guestValue(as: UInt8.self), byte.storeGuestValue(changed(old)) else {
+                throw .hostMemory(address)
             }
             return old & mask != 0
         }

@@ -1,83 +1,96 @@
+import CHost
 import Glibc
 
 /// String operations on runs of plain memory, with the result of doing one element after the other.
 ///
 /// Elements have 1, 2, 4 or 8 bytes and need no alignment. A pointer names the element that comes first in time; with
 /// `backwards` the others lie below it. The memory may be changed by others meanwhile: each element counts as read
-/// once.
+/// once. ``move(from:to:count:elementByteCount:backwards:)`` and ``fill(_:with:count:elementByteCount:backwards:)`` work on guest
+/// memory, which the client may take away; what compares works on copies.
 package enum BulkMemory {
-    /// MOVS: copies `count` elements from `source` to `target`, which may overlap.
+    /// MOVS: copies `count` elements, of a page at most, from `source` to `target`, which may overlap.
+    /// - Returns: false if some of the memory is missing; elements may have been copied then.
     package static func move(
         from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, count: Int, elementByteCount: Int,
         backwards: Bool
-    ) {
+    ) -> Bool {
         let byteCount = count * elementByteCount
         if backwards {
             let sourceEnd = source + elementByteCount
             let targetEnd = target + elementByteCount
             let distance = sourceEnd - UnsafeRawPointer(targetEnd)
-            if distance <= 0 || distance >= byteCount {
-                memmove(targetEnd - byteCount, sourceEnd - byteCount, byteCount)
-            } else if distance >= elementByteCount {
+            if distance >= byteCount || distance <= -byteCount {
+                return (targetEnd - byteCount).copyGuestBytes(from: sourceEnd - byteCount, byteCount: byteCount)
+            }
+            if distance <= 0 {
+                return moveThroughCopy(from: sourceEnd - byteCount, to: targetEnd - byteCount, byteCount)
+            }
+            if distance >= elementByteCount {
                 // The target is filled with repetitions of the `distance` bytes at the source's end. What has been
                 // written so far is a whole number of them, so the periodic run to copy from grows each time.
                 var done = 0
                 while done < byteCount {
                     let length = min(distance + done, byteCount - done)
-                    memcpy(targetEnd - done - length, sourceEnd - length, length)
+                    guard (targetEnd - done - length).copyGuestBytes(from: sourceEnd - length, byteCount: length) else {
+                        return false
+                    }
                     done += length
                 }
-            } else {
-                moveSingly(from: source, to: target, count: count, elementByteCount: elementByteCount, step: -1)
+                return true
             }
-        } else {
-            let distance = UnsafeRawPointer(target) - source
-            if distance <= 0 || distance >= byteCount {
-                memmove(target, source, byteCount)
-            } else if distance >= elementByteCount {
-                var done = 0
-                while done < byteCount {
-                    let length = min(distance + done, byteCount - done)
-                    memcpy(target + done, source, length)
-                    done += length
-                }
-            } else {
-                moveSingly(from: source, to: target, count: count, elementByteCount: elementByteCount, step: 1)
+            return moveSingly(from: source, to: target, count: count, elementByteCount: elementByteCount, step: -1)
+        }
+        let distance = UnsafeRawPointer(target) - source
+        if distance <= 0 || distance >= byteCount { return target.copyGuestBytes(from: source, byteCount: byteCount) }
+        if distance >= elementByteCount {
+            var done = 0
+            while done < byteCount {
+                let length = min(distance + done, byteCount - done)
+                guard (target + done).copyGuestBytes(from: source, byteCount: length) else { return false }
+                done += length
             }
+            return true
+        }
+        return moveSingly(from: source, to: target, count: count, elementByteCount: elementByteCount, step: 1)
+    }
+
+    /// Copies bytes to a target that overlaps a source below it.
+    private static func moveThroughCopy(
+        from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, _ byteCount: Int
+    ) -> Bool {
+        withUnsafeTemporaryAllocation(byteCount: byteCount, alignment: 32) { buffer in
+            // SAFETY: the runs are not empty, so the buffer has an address.
+            let copy = buffer.baseAddress.unsafelyUnwrapped
+            return copy.copyGuestBytes(from: source, byteCount: byteCount)
+                && target.copyGuestBytes(from: copy, byteCount: byteCount)
         }
     }
 
     private static func moveSingly(
         from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, count: Int, elementByteCount: Int,
         step: Int
-    ) {
-        for i in 0..<count {
+    ) -> Bool {
+        (0..<count).allSatisfy { i in
             let offset = i * step * elementByteCount
-            store(load(source + offset, elementByteCount), target + offset, elementByteCount)
+            return (target + offset).copyGuestBytes(from: source + offset, byteCount: elementByteCount)
         }
     }
 
     /// STOS: writes the low bytes of `value` to `count` elements.
+    /// - Returns: as ``move(from:to:count:elementByteCount:backwards:)``.
     package static func fill(
         _ target: UnsafeMutableRawPointer, with value: UInt64, count: Int, elementByteCount: Int, backwards: Bool
-    ) {
-        if count == 0 { return }
+    ) -> Bool {
         let byteCount = count * elementByteCount
         let start = backwards ? target + elementByteCount - byteCount : target
-        let byte = UInt8(truncatingIfNeeded: value)
-        let mask: UInt64 = ~0 >> UInt64(64 - elementByteCount * 8)
-        let repeated = UInt64(byte) &* 0x0101_0101_0101_0101
-        if (value ^ repeated) & mask == 0 {
-            memset(start, Int32(byte), byteCount)
-            return
-        }
-        store(value, start, elementByteCount)
-        var done = elementByteCount
-        while done < byteCount {
-            let length = min(done, byteCount - done)
-            memcpy(start + done, start, length)
-            done += length
-        }
+        let pattern: UInt64 =
+            switch elementByteCount {
+            case 1: (value & 0xFF) &* 0x0101_0101_0101_0101
+            case 2: (value & 0xFFFF) &* 0x0001_0001_0001_0001
+            case 4: (value & 0xFFFF_FFFF) &* 0x0000_0001_0000_0001
+            default: value
+            }
+        return martlet_guarded_fill(start, UInt(pattern), byteCount) == 0
     }
 
     /// What a comparing operation saw.
@@ -142,7 +155,7 @@ package enum BulkMemory {
         return Comparison(count: count, first: a, second: b)
     }
 
-    /// An element, zero-extended.
+    /// An element of the core's own memory, zero-extended.
     @inline(__always)
     package static func load(_ pointer: UnsafeRawPointer, _ byteCount: Int) -> UInt64 {
         switch byteCount {
@@ -153,7 +166,7 @@ package enum BulkMemory {
         }
     }
 
-    /// Stores the low bytes of `value`.
+    /// Stores the low bytes of `value` to the core's own memory.
     @inline(__always)
     package static func store(_ value: UInt64, _ pointer: UnsafeMutableRawPointer, _ byteCount: Int) {
         switch byteCount {

@@ -83,16 +83,11 @@ extension Processor {
         return linear
     }
 
-    /// Gives `body` the `byteCount` bytes (at most 832) at `linear`: in place if they lie in one page of plain memory,
-    /// otherwise as a copy that is written back.
+    /// Gives `body` the `byteCount` bytes (at most 832) at `linear` as a copy, which is written back `forWriting`.
     func withImage(
         _ linear: UInt64, byteCount: Int, forWriting: Bool,
         _ body: (UnsafeMutableRawPointer) throws(GuestFault) -> Void
     ) throws(GuestFault) {
-        if Int(linear & 0xFFF) + byteCount <= 0x1000, let image = try hostPointer(linear, forWriting: forWriting) {
-            try body(image)
-            return
-        }
         if forWriting { try probeWrite(linear, byteCount: byteCount) }
         var copy = InlineArray<104, UInt64>(repeating: 0)
         try withUnsafeMutableBytes(of: &copy) { (bytes) throws(GuestFault) in

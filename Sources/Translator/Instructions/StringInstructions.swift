@@ -76,7 +76,9 @@ extension Processor {
             if run > 0, let from = try hostPointer(source, forWriting: false) {
                 // Only the last of a run stays in the register.
                 let distance = Int(run - 1) * size
-                value = BulkMemory.load(operation.isBackwards ? from - distance : from + distance, size)
+                let last = operation.isBackwards ? from - distance : from + distance
+                guard let element = last.guestElement(byteCount: size) else { throw .hostMemory(source) }
+                value = element
                 count = run
             } else {
                 value = try readMemory(source, byteCount: size)
@@ -94,11 +96,13 @@ extension Processor {
         let value = readGeneral(.rax, byteCount: size)
         try repeatString(i, operation) { (limit) throws(GuestFault) in
             let target = targetAddress(operation)
-            let run = min(limit, operation.elementsInPage(linear: target, index: state[.rdi]))
+            let run = min(
+                limit, operation.comparedElementCount, operation.elementsInPage(linear: target, index: state[.rdi]))
             let result: BulkMemory.Comparison
             if run > 0, let pointer = try hostPointer(target, forWriting: false) {
                 result = BulkMemory.scan(
-                    pointer, for: value, count: Int(run), elementByteCount: size, backwards: operation.isBackwards,
+                    try copyRun(operation, pointer, target, count: Int(run), number: 0), for: value, count: Int(run),
+                    elementByteCount: size, backwards: operation.isBackwards,
                     untilEqual: operation.endsAtEqual)
             } else {
                 result = BulkMemory.Comparison(
@@ -117,14 +121,16 @@ extension Processor {
             let source = sourceAddress(operation)
             let target = targetAddress(operation)
             let run = min(
-                limit, operation.elementsInPage(linear: source, index: state[.rsi]),
+                limit, operation.comparedElementCount, operation.elementsInPage(linear: source, index: state[.rsi]),
                 operation.elementsInPage(linear: target, index: state[.rdi]))
             let result: BulkMemory.Comparison
             if run > 0, let first = try hostPointer(source, forWriting: false),
                 let second = try hostPointer(target, forWriting: false)
             {
                 result = BulkMemory.compare(
-                    first, second, count: Int(run), elementByteCount: size, backwards: operation.isBackwards,
+                    try copyRun(operation, first, source, count: Int(run), number: 0),
+                    try copyRun(operation, second, target, count: Int(run), number: 1), count: Int(run),
+                    elementByteCount: size, backwards: operation.isBackwards,
                     untilEqual: operation.endsAtEqual)
             } else {
                 let value = try readMemory(source, byteCount: size)

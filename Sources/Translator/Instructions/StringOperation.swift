@@ -33,6 +33,9 @@ package struct StringOperation {
     /// The bits of an index register that count.
     package var addressMask: UInt64 { ~0 >> UInt64(64 - addressByteCount * 8) }
 
+    /// How many elements a comparing instruction copies at once: most end early.
+    var comparedElementCount: UInt64 { 1024 >> UInt64(elementByteCount.trailingZeroBitCount) }
+
     /// What an index register that holds `index` becomes after `count` elements.
     package func advanced(_ index: UInt64, by count: UInt64) -> UInt64 {
         let distance = count &* UInt64(elementByteCount)
@@ -99,14 +102,14 @@ extension Processor {
 
     /// Changes `count` elements of plain memory, the first at `linear`, all in its page, as one store.
     ///
-    /// - Parameter body: gets the host address of the first element.
+    /// - Parameter body: gets the host address of the first element; false if memory is missing.
     /// - Returns: false, without a call of `body`, if there is a device or read-only memory.
     @inline(__always)
     func changeRun(
-        _ operation: StringOperation, _ linear: UInt64, count: UInt64, _ body: (UnsafeMutableRawPointer) -> Void
+        _ operation: StringOperation, _ linear: UInt64, count: UInt64, _ body: (UnsafeMutableRawPointer) -> Bool
     ) throws(GuestFault) -> Bool {
         if let host = try hostPointer(linear, forWriting: true) {
-            body(host)
+            guard body(host) else { throw .hostMemory(linear) }
             return true
         }
         guard case .memory(let host, let page, _) = try resolve(normalized(linear), .write, .current) else {
@@ -115,8 +118,27 @@ extension Processor {
         // Translated code or a table lies in the page; who watches it has to know which bytes change.
         let byteCount = Int(count) * operation.elementByteCount
         let first = operation.isBackwards ? host - (byteCount - operation.elementByteCount) : host
-        storeGuarded(page, first, byteCount: byteCount) { body(host) }
+        var isDone = false
+        storeGuarded(page, first, byteCount: byteCount) { isDone = body(host) }
+        guard isDone else { throw .hostMemory(linear) }
         return true
+    }
+
+    /// Copies the run of `count` elements of plain memory whose first is at the host address `pointer`.
+    ///
+    /// - Parameters:
+    ///   - linear: the address of the first.
+    ///   - number: which of the two copies that ``guestCopy`` has room for.
+    /// - Returns: the copy of the first element.
+    func copyRun(
+        _ operation: StringOperation, _ pointer: UnsafeRawPointer, _ linear: UInt64, count: Int, number: Int
+    ) throws(GuestFault) -> UnsafeRawPointer {
+        let byteCount = count * operation.elementByteCount
+        // The others lie below it if the instruction goes backwards.
+        let offset = operation.isBackwards ? byteCount - operation.elementByteCount : 0
+        let copy = guestCopy + number * 4096
+        guard copy.copyGuestBytes(from: pointer - offset, byteCount: byteCount) else { throw .hostMemory(linear) }
+        return UnsafeRawPointer(copy + offset)
     }
 
     /// Runs string instruction `i` in chunks, until rCX is used up, a chunk says that it was the last, or something

@@ -71,7 +71,10 @@ extension Processor {
         guard context.isPaging, cr4 & CR4.physicalAddressExtension != 0, efer & EFER.longModeEnable == 0 else {
             return
         }
-        if !memory.withReadSection({ walk.hasValidPointers(context) }) { throw .generalProtection() }
+        guard let areValid = memory.withReadSection({ walk.hasValidPointers(context) }) else {
+            throw .hostMemory(cr3 & 0xFFFF_FFE0)
+        }
+        if !areValid { throw .generalProtection() }
     }
 
     /// Writes EFER as WRMSR does: LMA is kept.

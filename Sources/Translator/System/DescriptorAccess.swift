@@ -1,4 +1,3 @@
-import Synchronization
 import X86
 
 // Descriptors in guest memory: found by selector, read, and marked as accessed or busy. All accesses are implicit
@@ -49,12 +48,7 @@ extension Processor {
         guard let address = descriptorAddress(selector) else { return }
         let typeAddress = systemAddress(address &+ 5)
         if let host = try hostPointer(typeAddress, forWriting: true, .system) {
-            // SAFETY: one byte of guest memory, valid until the next guest instruction; guests access it with
-            // ordinary loads and stores, which are atomic for a byte.
-            let byte = host.assumingMemoryBound(to: Atomic<UInt8>.self)
-            // ORDERING: a locked access of the guest is a full barrier.
-            if set != 0 { byte.pointee.bitwiseOr(set, ordering: .sequentiallyConsistent) }
-            if clear != 0 { byte.pointee.bitwiseAnd(~clear, ordering: .sequentiallyConsistent) }
+            guard host.exchangeGuestByte({ ($0 | set) & ~clear }) != nil else { throw .hostMemory(typeAddress) }
             return
         }
         // Translated code or a device shares the page: such a write needs help and cannot be atomic.

@@ -15,10 +15,13 @@ extension Processor {
     public func deliver(_ event: PendingEvent) throws(GuestFault) {
         var rip = state.rip
         // A #BP that a client injects is that of the INT3 at RIP.
-        if event.kind == .exception, event.vector == 3, let i = try? decodeCurrent(),
-            i.mnemonic == ZYDIS_MNEMONIC_INT3
-        {
-            rip = nextRIP(i)
+        if event.kind == .exception, event.vector == 3 {
+            do throws(GuestFault) {
+                let i = try decodeCurrent()
+                if i.mnemonic == ZYDIS_MNEMONIC_INT3 { rip = nextRIP(i) }
+            } catch {
+                if case .hostMemory = error { throw error }
+            }
         }
         try deliver(event, returningTo: rip)
     }
@@ -48,6 +51,7 @@ extension Processor {
                     system.pendingEvent = current
                     return askClient()
                 case .hostMemory(let address):
+                    clientAnswers.rewind()
                     system.pendingEvent = current
                     return .hostMemory(address)
                 case .notExecutable, .breakpoint:

@@ -16,18 +16,26 @@ extension Processor {
 
     /// Takes a system management interrupt: saves the state, and goes to the handler in real mode.
     ///
-    /// What of the area lies in no memory, or in memory that cannot be written, is lost.
+    /// What of the area lies in no memory, or in a read-only slot, is lost. Where the client has taken memory away nothing
+    /// happens but a fault, ``GuestFault/hostMemory(_:)``.
     /// - Parameter isHalted: RIP is behind a HLT that the processor was in, where RSM leads back to.
     /// > Concurrency: the owner, inside, before ``run()``.
     /// > Source: APM volume 2, section 10.3; Linux, `enter_smm` (behaviour).
-    public func enterSystemManagement(fromHalt isHalted: Bool) {
+    public func enterSystemManagement(fromHalt isHalted: Bool) throws(GuestFault) {
         precondition(canAcceptSystemManagementInterrupt, "a system management interrupt comes at the wrong time")
         var area = SystemManagementSaveArea(of: self)
         area.isHalted = isHalted
         let base = system.systemManagement.base
         let bytes = area.encoded(saveAreaLayout)
         setSystemManagement(isActive: true)
-        bytes.withUnsafeBytes { writePhysical(base &+ SystemManagementSaveArea.offset, from: $0) }
+        do throws(GuestFault) {
+            try bytes.withUnsafeBufferPointer { (bytes) throws(GuestFault) in
+                try writePhysical(base &+ SystemManagementSaveArea.offset, from: UnsafeRawBufferPointer(bytes))
+            }
+        } catch {
+            setSystemManagement(isActive: false)
+            throw error
+        }
 
         system.systemManagement.isInsideNMI = system.nmiBlocked
         system.nmiBlocked = true
@@ -69,18 +77,30 @@ extension Processor {
         guard system.systemManagement.isActive else { throw .invalidOpcode }
         var bytes = [UInt8](repeating: 0, count: SystemManagementSaveArea.byteCount)
         let address = system.systemManagement.base &+ SystemManagementSaveArea.offset
-        guard bytes.withUnsafeMutableBytes({ readPhysical(address, into: $0) }) else { throw .notExecutable }
+        try bytes.withUnsafeMutableBufferPointer { (bytes) throws(GuestFault) in
+            try readPhysical(address, into: UnsafeMutableRawBufferPointer(bytes))
+        }
         var area = SystemManagementSaveArea(of: self)
         area.decode(bytes, saveAreaLayout)
-        if !system.systemManagement.isInsideNMI { system.nmiBlocked = false }
+        let isInsideNMI = system.systemManagement.isInsideNMI
         setSystemManagement(isActive: false)
-        guard canLoad(area) else { throw .shutdown }
+        let isLoadable: Bool
+        do throws(GuestFault) {
+            isLoadable = try canLoad(area)
+        } catch {
+            setSystemManagement(isActive: true)
+            system.systemManagement.isInsideNMI = isInsideNMI
+            throw error
+        }
+        if !isInsideNMI { system.nmiBlocked = false }
+        guard isLoadable else { throw .shutdown }
         load(area)
         // INIT and the next SMI waited.
         raiseAttention()
     }
 
-    private func canLoad(_ area: SystemManagementSaveArea) -> Bool {
+    /// - Throws: nothing but `.hostMemory`.
+    private func canLoad(_ area: SystemManagementSaveArea) throws(GuestFault) -> Bool {
         guard area.dr6 >> 32 == 0, area.dr7 >> 32 == 0, ControlRegisterRules.isValidCR0(area.cr0),
             ControlRegisterRules.isValidCR3(area.cr3, physicalAddressBits: physicalAddressBits),
             area.cr4 & ~cr4Bits == 0
@@ -90,7 +110,13 @@ extension Processor {
         guard area.efer & ~eferBits == 0 else { return false }
         if area.isLong { return area.cr4 & CR4.physicalAddressExtension != 0 }
         if area.cr4 & CR4.processContextIdentifiers != 0 { return false }
-        return (try? checkPointers(cr0: area.cr0, cr3: area.cr3, cr4: area.cr4, efer: area.efer)) != nil
+        do throws(GuestFault) {
+            try checkPointers(cr0: area.cr0, cr3: area.cr3, cr4: area.cr4, efer: area.efer)
+        } catch {
+            if case .hostMemory = error { throw error }
+            return false
+        }
+        return true
     }
 
     private func load(_ area: SystemManagementSaveArea) {
@@ -136,32 +162,37 @@ extension Processor {
         }
     }
 
-    /// Copies bytes out; false if some lie in no memory.
-    private func readPhysical(_ address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Bool {
+    /// Copies bytes out. Where there is no memory, nothing can be executed either.
+    private func readPhysical(
+        _ address: UInt64, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(GuestFault) {
         var done = 0
         while done < buffer.count {
             let current = address &+ UInt64(done)
             let count = min(buffer.count - done, 4096 - Int(current & 0xFFF))
-            guard let host = physicalPointer(current, forWriting: false) else { return false }
-            UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + count])
-                .copyMemory(from: UnsafeRawBufferPointer(start: host, count: count))
+            guard let host = physicalPointer(current, forWriting: false) else { throw .notExecutable }
+            // SAFETY: the buffer is not empty, so it has an address.
+            let target = buffer.baseAddress.unsafelyUnwrapped + done
+            guard target.copyGuestBytes(from: host, byteCount: count) else { throw .hostMemory(current) }
             done += count
         }
-        return true
     }
 
     /// Copies bytes in, where there is memory that can be written.
-    private func writePhysical(_ address: UInt64, from buffer: UnsafeRawBufferPointer) {
+    private func writePhysical(_ address: UInt64, from buffer: UnsafeRawBufferPointer) throws(GuestFault) {
         var done = 0
         while done < buffer.count {
             let current = address &+ UInt64(done)
             let count = min(buffer.count - done, 4096 - Int(current & 0xFFF))
-            let part = UnsafeRawBufferPointer(rebasing: buffer[done..<done + count])
+            // SAFETY: the buffer is not empty, so it has an address.
+            let source = buffer.baseAddress.unsafelyUnwrapped + done
             // Each page is looked up anew: a caught store may lead outside for a moment.
             if let host = physicalPointer(current, forWriting: true) {
+                var isStored = false
                 storeGuarded(current >> 12, host, byteCount: count) {
-                    UnsafeMutableRawBufferPointer(start: host, count: count).copyMemory(from: part)
+                    isStored = host.copyGuestBytes(from: source, byteCount: count)
                 }
+                guard isStored else { throw .hostMemory(current) }
             }
             done += count
         }

@@ -22,8 +22,8 @@
 // Prints what did not hold, and ends the program with status 1.
 #define CHECK(condition)                                                                                               \
 	do {                                                                                                           \
-		int saved = errno;                                                                                     \
 		if (!(condition)) {                                                                                    \
+			int saved = errno;                                                                             \
 			printf("%s:%d: %s (errno %d, %s)\n", __FILE__, __LINE__, #condition, saved, strerror(saved));   \
 			exit(1);                                                                                       \
 		}                                                                                                      \

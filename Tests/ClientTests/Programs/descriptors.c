@@ -121,14 +121,14 @@ static void changing_memory(void)
 	struct client c = make_client(mmio_code, sizeof mmio_code, 0);
 	CHECK(ioctl(c.vcpu, KVM_RUN, 0) == 0 && c.run->exit_reason == KVM_EXIT_MMIO);
 	CHECK(c.run->mmio.phys_addr == 0x8000 && c.run->mmio.len == 1 && !c.run->mmio.is_write);
-	CHECK(munmap(c.memory, MEMORY_SIZE) == 0);
-	FAILS(EFAULT, ioctl(c.vcpu, KVM_RUN, 0));
 	char path[] = "/tmp/martlet-client-XXXXXX";
 	int file = mkstemp(path);
 	unlink(path);
 	CHECK(ftruncate(file, MEMORY_SIZE) == 0);
 	CHECK(pwrite(file, out_code, sizeof out_code, CODE) == sizeof out_code);
 	void *elsewhere = mmap(NULL, MEMORY_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	CHECK(munmap(c.memory, MEMORY_SIZE) == 0);
+	FAILS(EFAULT, ioctl(c.vcpu, KVM_RUN, 0));
 	CHECK(mremap(elsewhere, MEMORY_SIZE, MEMORY_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, c.memory) == c.memory);
 	place(&c, out_code, sizeof out_code);
 	CHECK(ioctl(c.vcpu, KVM_RUN, 0) == 0 && c.run->exit_reason == KVM_EXIT_IO);

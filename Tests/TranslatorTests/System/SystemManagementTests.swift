@@ -48,7 +48,7 @@ import X86
         let m = try machine(mode)
         m.hasLongMode = hasLongMode
         let before = describe(m)
-        m.processor.enterSystemManagement(fromHalt: false)
+        try m.processor.enterSystemManagement(fromHalt: false)
         let inside = m.processor.system
         #expect(inside.systemManagement.isActive && inside.nmiBlocked && inside.cpl == 0)
         #expect(m.state.rip == 0x8000 && m.state.rflags == 2 && inside.dr7 == 0x400)
@@ -66,7 +66,7 @@ import X86
 
     @Test func fieldsOfTheLongLayout() throws {
         let m = try machine(.long)
-        m.processor.enterSystemManagement(fromHalt: true)
+        try m.processor.enterSystemManagement(fromHalt: true)
         #expect(m.load(0x5_FFF8) as UInt64 == 0x1111_1111, "RAX")
         #expect(m.load(0x5_FF80) as UInt64 == 0x1111_1111 * 16, "R15")
         #expect(m.load(0x5_FF78) as UInt64 == 0x4003, "RIP")
@@ -84,7 +84,7 @@ import X86
     @Test func nonMaskableInterruptsStayBlocked() throws {
         let m = try machine(.protected)
         m.processor.system.nmiBlocked = true
-        m.processor.enterSystemManagement(fromHalt: false)
+        try m.processor.enterSystemManagement(fromHalt: false)
         #expect(m.processor.system.systemManagement.isInsideNMI)
         m.processor.system.nmiBlocked = false
         #expect(m.execute("rsm", 0x0F, 0xAA) == nil)
@@ -103,7 +103,7 @@ import X86
         (0xFF48, 0), (0xFF50, 1 << 50), (0xFED0, 1 << 60), (0xFF60, 1 << 32), (0xFF68, 1 << 32)
     ]) func badStateShutsDown(offset: UInt64, value: UInt64) throws {
         let m = try machine(.long)
-        m.processor.enterSystemManagement(fromHalt: false)
+        try m.processor.enterSystemManagement(fromHalt: false)
         m.store(value, at: 0x5_0000 + offset)
         #expect(m.execute("rsm", 0x0F, 0xAA) == .shutdown)
         #expect(!m.processor.system.systemManagement.isActive)
@@ -112,7 +112,7 @@ import X86
     @Test func anAreaWithoutMemoryIsNotLeft() throws {
         let m = try machine(.real)
         m.processor.system.systemManagement.base = 0x1000_0000
-        m.processor.enterSystemManagement(fromHalt: false)
+        try m.processor.enterSystemManagement(fromHalt: false)
         #expect(m.execute("rsm", 0x0F, 0xAA) == .notExecutable)
         #expect(m.processor.system.systemManagement.isActive)
     }

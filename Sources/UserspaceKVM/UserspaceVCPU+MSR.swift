@@ -88,7 +88,7 @@ extension UserspaceVCPU {
         // As in KVM, the deadline is there, and 0, also where nothing counts towards it.
         if index == MSR.tscDeadline { return apic?.readMSR(index, now: now) ?? 0 }
         if LocalAPIC.ownsMSR(index) {
-            guard let apic else { return index == MSR.apicBase ? clientAPICBase : nil }
+            guard let apic else { return readMSRWithoutAPIC(index) }
             return apic.readMSR(index, now: now)
         }
         if MachineCheck.ownsMSR(index) { return machineCheck.read(index, by: reader) }
@@ -109,11 +109,7 @@ extension UserspaceVCPU {
             return true
         }
         if LocalAPIC.ownsMSR(index) {
-            guard let apic else {
-                guard index == MSR.apicBase else { return false }
-                clientAPICBase = value
-                return true
-            }
+            guard let apic else { return writeMSRWithoutAPIC(index, value) }
             defer { noticeInterrupts() }
             return apic.writeMSR(index, value, now: now)
         }
@@ -141,6 +137,21 @@ extension UserspaceVCPU {
         default:
             return false
         }
+    }
+
+    /// The client has the local APIC: the base is a number like others, and the deadline timer, which the core cannot give the
+    /// client, reads as off and ignores what is written.
+    private func readMSRWithoutAPIC(_ index: UInt32) -> UInt64? {
+        switch index {
+        case MSR.apicBase: clientAPICBase
+        case MSR.tscDeadline: 0
+        default: nil
+        }
+    }
+
+    private func writeMSRWithoutAPIC(_ index: UInt32, _ value: UInt64) -> Bool {
+        if index == MSR.apicBase { clientAPICBase = value }
+        return index == MSR.apicBase || index == MSR.tscDeadline
     }
 
     /// Whether CPUID allows one of KVM's own registers, where the client insists on that.

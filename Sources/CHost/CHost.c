@@ -17,6 +17,22 @@ struct martlet_grace_period_line martlet_thread_grace_periods = {.counter = 1};
 // The model needs no call into the dynamic linker, which is not async-signal-safe.
 static _Thread_local __attribute__((tls_model("initial-exec"))) void *thread_context;
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define MARTLET_SIGACTION sigaction
+#endif
+#endif
+#ifndef MARTLET_SIGACTION
+// The thread sanitizer has to see handlers; nothing else takes the C library's own name over.
+int __sigaction(int signal, const struct sigaction *action, struct sigaction *old);
+#define MARTLET_SIGACTION __sigaction
+#endif
+
+int martlet_exchange_action(int signal, const struct sigaction *action, struct sigaction *old)
+{
+	return MARTLET_SIGACTION(signal, action, old) == 0 ? 0 : errno;
+}
+
 void *martlet_thread_context(void)
 {
 	return thread_context;

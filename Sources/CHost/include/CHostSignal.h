@@ -63,22 +63,17 @@ static inline uint64_t martlet_siginfo_address(const siginfo_t *info)
 
 typedef void (*martlet_signal_handler)(int signal, siginfo_t *info, void *context);
 
-// The C library's sigaction() under the name that no preloaded library takes over, as Martlet's own does for clients.
-int __sigaction(int signal, const struct sigaction *action, struct sigaction *old);
+// sigaction() of the C library itself, also where a preloaded library takes that name over, as Martlet's own does for clients.
+// Either pointer may be NULL. 0 or the error number.
+int martlet_exchange_action(int signal, const struct sigaction *action, struct sigaction *old);
 
-// Reads or replaces an action; either pointer may be NULL. 0 or the error number.
-static inline int martlet_exchange_action(int signal, const struct sigaction *action, struct sigaction *old)
-{
-	return __sigaction(signal, action, old) == 0 ? 0 : errno;
-}
-
-// sigaction() with the three-argument handler; SA_SIGINFO is added to `flags`. `old` may be NULL.
+// The same with a three-argument handler; SA_SIGINFO is added to `flags`. `old` may be NULL.
 static inline int martlet_sigaction(int signal, martlet_signal_handler handler, int flags, const sigset_t *mask,
 				    struct sigaction *old)
 {
 	struct sigaction action = {.sa_flags = flags | SA_SIGINFO, .sa_mask = *mask};
 	action.sa_sigaction = handler;
-	return __sigaction(signal, &action, old);
+	return martlet_exchange_action(signal, &action, old);
 }
 
 // Sends the calling thread a signal with what came with it before. Async-signal-safe. 0 or the error number.

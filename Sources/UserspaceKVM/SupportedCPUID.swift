@@ -32,8 +32,8 @@ struct SupportedCPUID {
         let own = host.leaf(1)
         // SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
         let passedECX = bits(0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30)
-        // x2APIC, TSC deadline timer, hypervisor.
-        let emulatedECX = bits(21, 24, 31)
+        // x2APIC, hypervisor. The TSC deadline timer needs the core's local APIC, so a capability tells of it.
+        let emulatedECX = bits(21, 31)
         // FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH, MMX, FXSR, SSE, SSE2.
         let passedEDX = bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26)
         return CPUIDEntry(

@@ -179,6 +179,13 @@ import UserspaceKVM
         }
     }
 
+    /// The client of a machine without local APICs transfers it all the same.
+    @Test func deadlineWithoutAPICReadsAsOff() throws {
+        let small = try SmallMachine(hasIRQChip: false)
+        #expect(try small.vcpu.setMSRs([MSREntry(0x6E0, 5)]) == 1)
+        #expect(try small.vcpu.msrs([0x6E0]).map(\.data) == [0])
+    }
+
     @Test func everyFeatureRegisterCanBeRead() throws {
         let small = try SmallMachine()
         for index in try small.system.msrFeatureIndices() {

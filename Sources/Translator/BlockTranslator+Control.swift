@@ -159,6 +159,8 @@ extension BlockTranslator {
             emitIndirectTarget(i)
             emitTargetCheck(i)
             e.store(.address, temporary(2))
+            // The target and its check took the registers in which a group's address may have been.
+            held.clear()
             emitReturnAddress()
             e.load(.address, temporary(2))
             emitJumpToAddress()

@@ -132,6 +132,34 @@ import X86
         }
     }
 
+    /// User code calls through memory beside the return address: mov rax,[rsp+18h]; call [rsp+10h], which is a RET;
+    /// mov rdx,[rbx], which faults.
+    @Test func callThroughTheStack() throws {
+        let machine = try machine([0x48, 0x8B, 0x44, 0x24, 0x18, 0xFF, 0x54, 0x24, 0x10, 0x48, 0x8B, 0x13])
+        machine.load([0xC3], at: Self.code + 0x100)
+        map(machine, 5, 0)
+        let top = Self.region + 0x3800
+        machine.store(UInt64(Self.code + 0x100), at: top + 0x10)
+        machine.store(42, at: top + 0x18)
+        for _ in 0..<4 {
+            let (processor, state) = (machine.processor, machine.processor.state)
+            machine.store(0, at: top - 8)
+            processor.system.cs = Segment(selector: 0x1B, base: 0, limit: ~0, attributes: 0xA0FB)
+            processor.system.ss = Segment(selector: 0x23, base: 0, limit: ~0, attributes: 0xC0F3)
+            processor.system.cpl = 3
+            processor.system.activity = .running
+            state.rip = UInt64(Self.code)
+            state[.rsp] = UInt64(top)
+            state[.rbx] = UInt64(Self.region + 0x5000)
+            processor.modeDidChange()
+            #expect(processor.run() == .halted)
+            #expect(processor.system.cr2 == UInt64(Self.region + 0x5000) && state[.rax] == 42)
+            #expect(machine.word(at: top - 8) == UInt64(Self.code + 9))
+            #expect(machine.word(at: faultFrame + 8) == UInt64(Self.code + 9))
+            #expect(machine.word(at: faultFrame + 32) == UInt64(top))
+        }
+    }
+
     /// A loop over two pages, in which the block holds its body several times: xor eax,eax; mov ecx,100h; l: add rax,[rbx];
     /// mov [rbx],rax; add rbx,20h; dec ecx; jnz l
     @Test func repeatedBody() throws {

@@ -98,7 +98,7 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let specialRegisters2 = Self(rawValue: 200)
     public static let binaryStatistics = Self(rawValue: 203)
     /// `KVM_CAP_SMALLER_MAXPHYADDR`.
-    public static let smallerPhysicalAddresses = Self(rawValue: 187)
+    public static let smallerPhysicalAddresses = Self(rawValue: 185)
     public static let exitOnEmulationFailure = Self(rawValue: 204)
     /// The answer is the number of guest physical address bits.
     public static let guestPhysicalAddressBits = Self(rawValue: 207)

@@ -64,7 +64,8 @@ struct SelftestTests {
         ["hardware_disable_test"], ["steal_time"], ["kvm_binary_stats_test"], ["system_counter_offset_test"],
         ["x86_64/set_boot_cpu_id"], ["x86_64/max_vcpuid_cap_test"], ["x86_64/get_msr_index_features"],
         ["x86_64/sync_regs_test"], ["x86_64/cpuid_test"], ["x86_64/cr4_cpuid_sync_test"], ["x86_64/platform_info_test"],
-        ["x86_64/userspace_io_test"], ["x86_64/userspace_msr_exit_test"], ["x86_64/state_test"],
+        ["x86_64/userspace_io_test"], ["x86_64/userspace_msr_exit_test"], ["x86_64/emulator_error_test"],
+        ["x86_64/state_test"],
         ["x86_64/set_sregs_test"], ["x86_64/debug_regs"], ["x86_64/kvm_clock_test"], ["x86_64/kvm_pv_test"],
         ["x86_64/fix_hypercall_test"], ["x86_64/monitor_mwait_test"], ["x86_64/tsc_msrs_test"],
         ["x86_64/xapic_ipi_test"], ["x86_64/xapic_state_test"], ["x86_64/smm_test"]

@@ -49,6 +49,8 @@ archive=/usr/src/linux-source-6.1.tar.xz
 tar --directory "$scratch" --strip-components=1 --extract --file "$archive" \
     linux-source-6.1/tools linux-source-6.1/scripts/subarch.include
 tests="$scratch/tools/testing/selftests/kvm"
+# `make bench-clients` must not tell the tests' make that it is not the first.
+unset MAKELEVEL MAKEFLAGS MFLAGS MAKEOVERRIDES
 make --directory "$tests" --jobs=2 KHDR_INCLUDES= EXTRA_CFLAGS='-DTEST_ASSERT_EQ=ASSERT_EQ -include linux/stddef.h' \
     >"$scratch/build.log" 2>&1
 preload="$(realpath "$(dirname "$PRODUCT")")/libmartlet-kvm.so"

@@ -79,7 +79,7 @@ final class Run: Sendable {
                 slot: 0, flags: 0, guest_phys_addr: 0, memory_size: Self.memoryByteCount,
                 userspace_addr: UInt64(UInt(bitPattern: mapping.address))))
         let topology = ProcessorTopology(count: processorCount)
-        let leaves = try system.supportedCPUID()
+        let leaves = try ProcessorFeatures.leaves(of: system)
         var vcpus: [VCPU] = []
         for id in 0..<UInt32(processorCount) {
             let vcpu = try machine.createVCPU(id: id)

@@ -2,11 +2,11 @@ import KVMInterface
 import SystemPackage
 
 /// What the board's processors can do: what KVM supports, and what it leaves to its client to say.
-enum ProcessorFeatures {
+public enum ProcessorFeatures {
     /// The leaves of CPUID without topology.
     ///
     /// > Source: Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID.
-    static func leaves(of system: KVMSystem) throws(Errno) -> [CPUIDEntry] {
+    public static func leaves(of system: KVMSystem) throws(Errno) -> [CPUIDEntry] {
         var leaves = try system.supportedCPUID()
         let hasDeadlineTimer = try system.checkExtension(.tscDeadlineTimer) > 0
         for index in leaves.indices where leaves[index].function == 1 {

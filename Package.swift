@@ -83,7 +83,7 @@ let package = Package(
         .target(name: "CPreload", exclude: ["exports.map"], cSettings: [.define("_GNU_SOURCE")]),
         .target(
             name: "KVMPreload",
-            dependencies: ["CPreload", "UserspaceKVM", "KVMInterface", "Host", "CHost"],
+            dependencies: ["CPreload", "UserspaceKVM", "KVMInterface", "Translator", "X86", "Host", "CHost"],
             swiftSettings: execution + [.unsafeFlags(["-static-stdlib"])], linkerSettings: preloadable),
         .target(
             name: "KernelKVM",

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -99,6 +100,7 @@ REAL(int, stat64, (const char *, struct stat64 *))
 REAL(int, lstat64, (const char *, struct stat64 *))
 REAL(int, fstatat64, (int, const char *, struct stat64 *, int))
 REAL(int, statx, (int, const char *, int, unsigned, struct statx *))
+REAL(int, pthread_sigmask, (int, const sigset_t *, sigset_t *))
 REAL(int, sigaction, (int, const struct sigaction *, struct sigaction *))
 
 static int answer(int result)
@@ -444,6 +446,21 @@ EXPORT int sigaction(int signal, const struct sigaction *action, struct sigactio
 	return answer(martlet_preload_replace_action(signal, action, old));
 }
 
+// A fault whose signal is blocked ends the process, and faults are part of Martlet's work.
+EXPORT int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+{
+	if (!set || how == SIG_UNBLOCK || !atomic_load_explicit(&watches_signals, memory_order_relaxed))
+		return get_pthread_sigmask()(how, set, old);
+	sigset_t admitted = *set;
+	martlet_preload_admit_faults(&admitted);
+	return get_pthread_sigmask()(how, &admitted, old);
+}
+
+EXPORT int sigprocmask(int how, const sigset_t *set, sigset_t *old)
+{
+	return answer(-pthread_sigmask(how, set, old));
+}
+
 static sighandler_t set_handler(int signal, sighandler_t handler, int flags)
 {
 	struct sigaction action = {.sa_handler = handler, .sa_flags = flags}, old;
@@ -469,6 +486,41 @@ BSD_SIGNAL(ssignal)
 SYSV_SIGNAL(sysv_signal)
 SYSV_SIGNAL(__sysv_signal)
 
+// MARK: The program
+
+static int find_code(struct dl_phdr_info *object, size_t size, void *result)
+{
+	(void)size;
+	struct martlet_preload_code *code = result;
+	for (int i = 0; i < object->dlpi_phnum; i++) {
+		const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+		if (part->p_type != PT_LOAD || !(part->p_flags & PF_X)) continue;
+		*code = (struct martlet_preload_code){(uint8_t *)(object->dlpi_addr + part->p_vaddr), part->p_memsz};
+		break;
+	}
+	// The program comes first.
+	return 1;
+}
+
+struct martlet_preload_code martlet_preload_program_code(void)
+{
+	struct martlet_preload_code code = {NULL, 0};
+	dl_iterate_phdr(find_code, &code);
+	return code;
+}
+
+// Of libgcc, for what makes code at run time; no header declares it.
+struct dwarf_eh_bases {
+	void *text, *data, *function;
+};
+const void *_Unwind_Find_FDE(void *pc, struct dwarf_eh_bases *bases);
+
+const uint8_t *martlet_preload_function(const uint8_t *code)
+{
+	struct dwarf_eh_bases bases;
+	return _Unwind_Find_FDE((void *)code, &bases) ? bases.function : NULL;
+}
+
 // MARK: Start
 
 static void in_child(void)
@@ -481,4 +533,7 @@ __attribute__((constructor)) static void start(void)
 {
 	atomic_store(&owner, getpid());
 	pthread_atfork(NULL, NULL, in_child);
+	// Called in signal handlers, where nothing can be looked up.
+	get_pthread_sigmask();
+	martlet_preload_started();
 }

@@ -4,6 +4,7 @@ import Glibc
 import Host
 import KVMInterface
 import SystemPackage
+import Translator
 import UserspaceKVM
 
 // What the C library's functions do for descriptors that are Martlet's; see CPreload.h.
@@ -133,6 +134,14 @@ func cancelThread(_ thread: UInt) { Session.existing?.cancel(thread) }
 
 @_cdecl("martlet_preload_forked")
 func forkedProcess() { Session.forget() }
+
+@_cdecl("martlet_preload_started")
+func startedProgram() { VirtualizationFlag.show() }
+
+@_cdecl("martlet_preload_admit_faults")
+func admitFaults(_ set: UnsafeMutablePointer<sigset_t>) {
+    for signal in HostFaults.signals { sigdelset(set, signal) }
+}
 
 @_cdecl("martlet_preload_replace_action")
 func replaceAction(

@@ -19,12 +19,14 @@ struct VCPUMapping {
 
     /// - Returns: the address, which the client unmaps.
     /// - Throws: `ENODEV` for what is no vCPU, `EPERM` for an executable mapping, `EINVAL` for a private one of a ring, or one of
-    ///   no or a misaligned range, `ENOMEM`.
+    ///   no or a misaligned range, `EOVERFLOW`, `ENOMEM`.
     func perform(on file: ClientFile, _ backend: UserspaceKVM) throws(Errno) -> UnsafeMutableRawPointer {
         guard byteCount > 0, offset >= 0, offset & 4095 == 0 else { throw .invalidArgument }
+        let (end, isTooFar) = offset.addingReportingOverflow(byteCount)
+        guard !isTooFar else { throw .overflow }
         guard file.kind == .vcpu else { throw .operationNotSupportedByDevice }
         guard protection & PROT_EXEC == 0 else { throw .notPermitted }
-        let isRing = offset + byteCount > Self.ringOffset
+        let isRing = end > Self.ringOffset
         let memory = isRing ? try backend.mapDirtyRing(file.descriptor) : try backend.mapRunArea(file.descriptor)
         // The pages stay as long as the client maps them.
         defer { backend.unmapRunArea(memory) }

@@ -40,6 +40,21 @@ public enum HostFaults {
         pthread_sigmask(SIG_UNBLOCK, &set, nil)
     }
 
+    /// Performs an instruction of the program's that was made illegal.
+    public typealias Emulation = @convention(c) (_ registers: UnsafeMutablePointer<UInt64>) -> Bool
+
+    /// Has `emulation` look at each illegal instruction outside translated code before the client does.
+    ///
+    /// - Parameter emulation: gets the registers, indexed by `MARTLET_REG_…`, changes them as the instruction does, and returns
+    ///   true; or returns false if the instruction is none of its. It must be async-signal-safe.
+    /// > Concurrency: to be called once, before such an instruction can be executed.
+    public static func emulateIllegalInstructions(with emulation: @escaping Emulation) {
+        illegalInstructionEmulation = emulation
+        install()
+    }
+
+    private nonisolated(unsafe) static var illegalInstructionEmulation: Emulation?
+
     /// Installs the handlers and tells `state` where translated code lies.
     static func install(_ state: CPUState, _ cache: TranslationCache) {
         install()
@@ -111,6 +126,11 @@ public enum HostFaults {
                     fromByteOffset: CPUState.codeRangeOffset + 16, as: UInt64.self)
                 return
             }
+        }
+        if signal == SIGILL, (information?.pointee.si_code ?? 0) > 0, let registers,
+            let emulation = illegalInstructionEmulation, emulation(registers)
+        {
+            return
         }
         passOn(signal, information, context)
     }

@@ -45,6 +45,24 @@ public struct Decoder {
         return .invalid(tooLong: status == Self.instructionTooLong)
     }
 
+    /// Whether an instruction of 64-bit code begins at `offset` of `code`, if one begins at its first byte and they follow each
+    /// other without a gap.
+    public static func hasInstruction(at offset: Int, of code: UnsafeRawBufferPointer) -> Bool {
+        var decoder = ZydisDecoder()
+        ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
+        // Lengths are all that matters.
+        ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MINIMAL, 1)
+        var raw = ZydisDecodedInstruction()
+        var position = 0
+        while position < offset {
+            let rest = UnsafeRawBufferPointer(rebasing: code[position...])
+            guard ZydisDecoderDecodeInstruction(&decoder, nil, rest.baseAddress, rest.count, &raw) & 0x8000_0000 == 0
+            else { return false }
+            position += Int(raw.length)
+        }
+        return position == offset
+    }
+
     /// `ZYDIS_STATUS_NO_MORE_DATA`.
     private static var noMoreData: UInt32 { 0x8020_0000 }
     /// `ZYDIS_STATUS_INSTRUCTION_TOO_LONG`.

@@ -26,11 +26,22 @@ int martlet_preload_end(void);
 // Creates a file that can do nothing but be duplicated, polled and closed; a descriptor, or the negated error number.
 int martlet_preload_make_file(const char *name);
 
+// The part of the program's own file that it executes, as the dynamic linker has mapped it: the first one.
+struct martlet_preload_code {
+	uint8_t *start;
+	size_t count;
+};
+struct martlet_preload_code martlet_preload_program_code(void);
+// The first byte of the function that the byte at `code` belongs to, as the tables for unwinding tell; NULL if they do not.
+const uint8_t *martlet_preload_function(const uint8_t *code);
+
 // From now on handlers of signals are Swift's affair (martlet_preload_replace_action).
 void martlet_preload_watch_signals(void);
 
 // The calls below are Swift's. Those that return int give the C function's result or the negated error number.
 
+// The library has been loaded; the program's first instruction is still to come.
+void martlet_preload_started(void);
 // open("/dev/kvm"): a descriptor.
 int martlet_preload_open(int flags);
 int martlet_preload_ioctl(uint32_t entry, int fd, uint32_t request, uintptr_t argument);
@@ -48,4 +59,6 @@ void martlet_preload_leave_cancellable(uintptr_t thread);
 void martlet_preload_cancelled(uintptr_t thread);
 // The process is a child of one that used objects.
 void martlet_preload_forked(void);
+// Takes out of `set` what threads must not block: the signals of faults.
+void martlet_preload_admit_faults(sigset_t *set);
 int martlet_preload_replace_action(int signal, const struct sigaction *action, struct sigaction *old);

@@ -30,3 +30,50 @@ enum CodeChecksum {
         return sum
     }
 }
+
+/// What a page was like when code was translated from it.
+struct CodeSample {
+    /// The host's page.
+    var page: UnsafeMutableRawPointer
+    /// 64-byte pieces that blocks were translated from, one bit each.
+    var pieces: UInt64
+    var checksum: UInt64
+
+    /// Whether the page still is like that; nil if there is no memory any more.
+    var isCurrent: Bool? {
+        if pieces == 0 { return true }
+        guard let checksum = CodeChecksum.of(page, pieces: pieces) else { return nil }
+        return checksum == self.checksum
+    }
+}
+
+/// The pages that a processor's jump cache may lead to, as they were when it learnt of them: a handful, for the boot loaders
+/// and small programs that leave for the client again and again.
+struct KnownCode {
+    private var samples = InlineArray<4, CodeSample?>(repeating: nil)
+    /// More than there is room for counts as unknown.
+    private var count = 0
+    /// `TranslationCache.codeCount` for all samples.
+    private var codeCount: UInt64 = 0
+
+    /// - Parameter codeCount: read before the sample was taken.
+    mutating func note(_ sample: CodeSample, codeCount: UInt64) {
+        if count == 0 { self.codeCount = codeCount }
+        guard count < samples.count, self.codeCount == codeCount else {
+            count = samples.count + 1
+            return
+        }
+        samples[count] = sample
+        count += 1
+    }
+
+    /// Whether everything is as it was.
+    func isCurrent(codeCount: UInt64) -> Bool {
+        if count == 0 { return true }
+        guard count <= samples.count, self.codeCount == codeCount else { return false }
+        for index in 0..<count where samples[index]?.isCurrent != true { return false }
+        return true
+    }
+
+    mutating func forget() { count = 0 }
+}

@@ -21,7 +21,9 @@ extension Processor {
         followCacheResets()
         foundCode = 0
         // Without paging there is no change of mappings by which a boot loader would announce what was loaded.
-        if system.cr0 & CR0.paging == 0 { distrustCode() }
+        if system.cr0 & CR0.paging == 0, !knownCode.isCurrent(codeCount: cache.codeCount.load(ordering: .acquiring)) {
+            distrustCode()
+        }
         mirrorTimeStamp()
         mirrorSystem()
         while true {
@@ -203,16 +205,25 @@ extension Processor {
     /// - Returns: whether there were any.
     private func dropOutdatedCode(_ page: UInt64, _ linear: UInt64) throws(GuestFault) -> Bool {
         guard let host = hostPage(page) else { return false }
-        guard let isOutdated = cache.dropOutdated(host) else { throw .hostMemory(linear) }
-        guard isOutdated else { return false }
-        forgetDroppedBlocks()
-        followCacheResets()
-        return true
+        let codeCount = cache.codeCount.load(ordering: .acquiring)
+        switch cache.dropOutdated(host) {
+        case .missing: throw .hostMemory(linear)
+        case .current(let sample):
+            knownCode.note(sample, codeCount: codeCount)
+            return false
+        case .outdated:
+            forgetDroppedBlocks()
+            followCacheResets()
+            return true
+        }
     }
 
     /// The client may have written code: it is compared before it is executed again.
     /// > Concurrency: the owner, outside.
-    @inline(never) public func distrustCode() { tlb.dropAllJumps() }
+    @inline(never) public func distrustCode() {
+        tlb.dropAllJumps()
+        knownCode.forget()
+    }
 
     /// The code for the instruction at RIP, and whether other blocks of the page may jump to it directly; sets the page base
     /// for it.
@@ -531,13 +542,22 @@ extension Processor {
     /// Executes the instruction at RIP, whose memory access translated code could not make: it crosses a page, reaches a
     /// device, or writes to a page with translated code.
     private func executeSlowly() throws(GuestFault) -> RunResult? {
-        let instruction = try decodeCurrent()
-        switch instruction.translationClass(in: mode) {
-        case .copy:
-            remember(loose(instruction), isCopied: true)
-            return try executeThroughBounce(instruction)
-        default: return try executeInSwift(loose(instruction))
+        let instruction = try slowInstruction()
+        switch instruction.pointee.decoded.translationClass(in: mode) {
+        case .copy where !instruction.pointee.decoded.isPlainMove:
+            remember(instruction, isCopied: true)
+            return try executeThroughBounce(instruction.pointee.decoded)
+        default: return try executeInSwift(instruction)
         }
+    }
+
+    /// The instruction at RIP, which was just executed from a block: while no block is dropped, it is the same each time.
+    private func slowInstruction() throws(GuestFault) -> UnsafePointer<SwiftInstruction> {
+        let physical = try fetchPhysical(currentLinear())
+        let key = SlowInstructions.Key(
+            physical: physical, modeNumber: modeNumber, epoch: seenEpoch, dropCount: tlb.jumpDropCount)
+        if let known = slowInstructions.find(key) { return known }
+        return slowInstructions.insert(SwiftInstruction(try decodeCurrent(), offset: 0), key)
     }
 
     /// An x87 exception that is pending comes before any fault of a waiting instruction's operand.
@@ -557,17 +577,17 @@ extension Processor {
         else { return .emulationFailure }
         let linear = linearAddress(operand.memory, of: i)
         let byteCount = Int(operand.size) / 8
+        guard operand.isWritten && i.isLockedAccess else { return try bounce(i, operand, linear, byteCount) }
+        // What must be atomic and cannot be done in place is done while nobody else runs.
         var result: RunResult?
         var failure: GuestFault?
-        let body = {
+        platform.withOthersPaused {
             do throws(GuestFault) {
                 result = try self.bounce(i, operand, linear, byteCount)
             } catch {
                 failure = error
             }
         }
-        // What must be atomic and cannot be done in place is done while nobody else runs.
-        if operand.isWritten && i.isLockedAccess { platform.withOthersPaused(body) } else { body() }
         if let failure { throw failure }
         return result
     }

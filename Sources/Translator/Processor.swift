@@ -66,6 +66,10 @@ public final class Processor {
     var forgottenDropCount: UInt64 = 0
     /// Where an instruction that has no record in the cache is put.
     let looseInstruction = UnsafeMutablePointer<SwiftInstruction>.allocate(capacity: 1)
+    /// Those that translated code could not complete.
+    var slowInstructions = SlowInstructions()
+    /// Where the jump cache may lead to.
+    var knownCode = KnownCode()
     /// Two pages for copies of guest memory: of code that is decoded, and of what a string instruction compares.
     let guestCopy = UnsafeMutableRawPointer.allocate(byteCount: 2 * 4096, alignment: 64)
     /// The code for the instruction at RIP, if the last exit found it; otherwise 0.
@@ -136,6 +140,7 @@ public final class Processor {
     deinit {
         decoder.destroy()
         looseInstruction.deallocate()
+        slowInstructions.destroy()
         guestCopy.deallocate()
     }
 

@@ -419,8 +419,12 @@ final class SoftTLB {
         return words(current, Self.jumpTargetsOffset)[index]
     }
 
+    /// How often ``dropAllJumps()`` was called.
+    private(set) var jumpDropCount: UInt64 = 0
+
     /// Forgets all jumps and fetch translations of all address spaces.
     func dropAllJumps() {
+        jumpDropCount &+= 1
         for i in partitions.indices where partitions[i].isUsed { dropJumps(i, user: true, system: true) }
     }
 

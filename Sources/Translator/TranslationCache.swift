@@ -7,13 +7,14 @@ import X86
 ///
 /// Blocks are keyed by the guest physical address of their first byte and their translation mode, which tells the address
 /// space, and belong to the page (or two) of the host's memory their bytes lie in: guests can reach the same memory at
-/// several addresses, and through slots of both address spaces, and a store to it counts whatever way it takes. Direct links exist only within a page, so dropping all blocks of a page at once leaves no
-/// link into a dropped block; jump caches are dropped by their owners on request. Memory of dropped blocks is not
-/// reused until the whole cache is reset, which happens while no processor runs guest code.
+/// several addresses, and through slots of both address spaces, and a store to it counts whatever way it takes. Direct links
+/// exist only within a page, so dropping all blocks of a page at once leaves no link into a dropped block; jump caches are
+/// dropped by their owners on request. Memory of dropped blocks is not reused until the whole cache is reset, which happens
+/// while no processor runs guest code.
 ///
-/// A page of the host's, named by its number, with blocks is *guarded*: no processor holds a software-TLB entry that lets translated code write to it. The
-/// first translation marks the page, has all processors drop their write entries, and reads the bytes after they
-/// acknowledged.
+/// A page of the host's, named by its number, with blocks is *guarded*: no processor holds a software-TLB entry that lets
+/// translated code write to it. The first translation marks the page, has all processors drop their write entries, and reads
+/// the bytes after they acknowledged.
 ///
 /// > Concurrency: `lock` guards everything but the elements of the chunked arrays, which are immutable once indexed.
 /// Nobody waits for another processor while holding it.
@@ -38,6 +39,8 @@ public final class TranslationCache: @unchecked Sendable {
     private var modes: [TranslationMode] = []
     /// Counts resets. A processor that sees a new value forgets its jumps before it enters a block.
     let epoch = Atomic<UInt64>(0)
+    /// Counts translations, each of which may change a page's ``CodeSample``.
+    let codeCount = Atomic<UInt64>(0)
 
     /// One block.
     struct Block {
@@ -202,22 +205,36 @@ public final class TranslationCache: @unchecked Sendable {
         return true
     }
 
+    /// What ``dropOutdated(_:)`` found.
+    enum PageState {
+        /// The code is that of the page, of which this tells.
+        case current(CodeSample)
+        /// Blocks were dropped, so that every processor has to drop its jump cache.
+        case outdated
+        /// The page has code but no memory any more.
+        case missing
+    }
+
     /// Drops the blocks of a page whose bytes are others than those that were translated.
     ///
     /// Guests' stores are seen as they happen; this finds those of the client, which loads programs and performs the transfers
     /// of devices.
     /// - Parameter bytes: the page.
-    /// - Returns: whether blocks were dropped, so that every processor has to drop its jump cache; nil if the page has code but
-    ///   no memory any more.
-    func dropOutdated(_ bytes: UnsafeMutableRawPointer) -> Bool? {
+    func dropOutdated(_ bytes: UnsafeMutableRawPointer) -> PageState {
         lock.lock()
         defer { lock.unlock() }
-        guard let entry = pages[bytes.pageNumber], entry.pieces != 0 else { return false }
-        guard let checksum = CodeChecksum.of(bytes, pieces: entry.pieces) else { return nil }
-        guard checksum != entry.checksum else { return false }
+        guard let entry = pages[bytes.pageNumber], entry.pieces != 0 else {
+            return .current(CodeSample(page: bytes, pieces: 0, checksum: 0))
+        }
+        let sample = CodeSample(page: bytes, pieces: entry.pieces, checksum: entry.checksum)
+        switch sample.isCurrent {
+        case true?: return .current(sample)
+        case nil: return .missing
+        case false?: break
+        }
         dropLocked(entry)
         pages[bytes.pageNumber] = CodePage(isGuarded: entry.isGuarded)
-        return true
+        return .outdated
     }
 
     /// Makes every block of a page invalid.
@@ -351,6 +368,8 @@ public final class TranslationCache: @unchecked Sendable {
         entry.checksum &+= CodeChecksum.of(copy, pieces: pieces & ~entry.pieces) ?? 0
         entry.pieces |= pieces
         pages[page] = entry
+        // ORDERING: release, so that who sees the count finds the page's new sum.
+        codeCount.wrappingAdd(1, ordering: .releasing)
     }
 
     // MARK: Inspection

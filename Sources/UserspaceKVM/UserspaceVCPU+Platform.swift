@@ -15,7 +15,7 @@ extension UserspaceVCPU: ProcessorPlatform {
             return apic.readPage(offset: offset, byteCount: byteCount, now: now)
         }
         if apic.isAtPage(address), quirks.contains(.answeredAPICPage) { return .max }
-        guard let ioapic = vm.router?.ioapic, let offset = ioapic.offset(of: address) else { return nil }
+        guard let ioapic = router?.ioapic, let offset = ioapic.offset(of: address) else { return nil }
         return ioapic.read(offset: offset, byteCount: byteCount)
     }
 
@@ -27,7 +27,7 @@ extension UserspaceVCPU: ProcessorPlatform {
             return true
         }
         if let apic, apic.isAtPage(address), quirks.contains(.answeredAPICPage) { return true }
-        if let ioapic = vm.router?.ioapic, let offset = ioapic.offset(of: address) {
+        if let ioapic = router?.ioapic, let offset = ioapic.offset(of: address) {
             ioapic.write(offset: offset, byteCount: byteCount, value: value)
             return true
         }
@@ -54,18 +54,18 @@ extension UserspaceVCPU: ProcessorPlatform {
 
     private func ownsPort(_ port: UInt16) -> Bool {
         // Ports of the client are asked for most, and cost least.
-        guard PIC.ownsPort(port) || PIT.ownsPort(port), let router = vm.router else { return false }
+        guard PIC.ownsPort(port) || PIT.ownsPort(port), let router else { return false }
         return router.pic != nil && PIC.ownsPort(port) || vm.pit?.ownsPort(port) ?? false
     }
 
     private func readPortByte(_ port: UInt16) -> UInt8 {
-        if let pic = vm.router?.pic, PIC.ownsPort(port) { return pic.readPort(port) }
+        if let pic = router?.pic, PIC.ownsPort(port) { return pic.readPort(port) }
         guard let timer = vm.pit, timer.ownsPort(port) else { return 0xFF }
         return timer.pit.readPort(port, now: MonotonicClock.nanoseconds())
     }
 
     private func writePortByte(_ port: UInt16, _ value: UInt8) {
-        if let pic = vm.router?.pic, PIC.ownsPort(port) { return pic.writePort(port, value) }
+        if let pic = router?.pic, PIC.ownsPort(port) { return pic.writePort(port, value) }
         guard let timer = vm.pit, timer.ownsPort(port) else { return }
         timer.pit.writePort(port, value, now: MonotonicClock.nanoseconds())
     }
@@ -142,7 +142,7 @@ extension UserspaceVCPU: ProcessorPlatform {
         case Hypercall.pairClocks: return pairClocks(at: a0, kind: a1)
         case Hypercall.sendIPI:
             guard hasParavirtualFeature(ParavirtualFeature.sendIPI) else { break }
-            guard let bus = vm.router?.bus else { return HypercallError.notSupported }
+            guard let bus = router?.bus else { return HypercallError.notSupported }
             let count = bus.deliver(
                 toBitmapLow: a0, high: a1, base: UInt32(truncatingIfNeeded: a2),
                 command: UInt32(truncatingIfNeeded: a3))

@@ -15,6 +15,8 @@ extension UserspaceVCPU {
     /// > Concurrency: the owner.
     func run() throws(Errno) -> Int32 {
         guard !isParked else { throw .noSuchAddressOrDevice }
+        // Locals, so that the loop counts no references.
+        guard let processor, let requests else { throw .noSuchAddressOrDevice }
         if !hasRun { ClientSignals.activate() }
         hasRun = true
         processor.reportsEmulationFailures = vm.settings.exitsOnEmulationFailure.load(ordering: .relaxed)
@@ -140,7 +142,8 @@ extension UserspaceVCPU {
         tookHostSignal.store(false, ordering: .relaxed)
         deferredHostSignals = 0
         martlet_set_thread_context(Unmanaged.passUnretained(self).toOpaque())
-        let oldMask = signalMask.map { SignalMask.replace($0) }
+        var oldMask: UInt64?
+        if let signalMask { oldMask = SignalMask.replace(signalMask) }
         let result = Swift.Result(catching: body)
         martlet_set_thread_context(nil)
         return (result, SignalRestoration(oldMask: oldMask, deferred: deferredHostSignals))
@@ -233,12 +236,12 @@ extension UserspaceVCPU {
 
     private func hasExternalInterrupt(_ apic: LocalAPIC) -> Bool {
         guard apic.acceptsExternalInterrupts else { return false }
-        return clientVector != nil || vm.router?.pic?.isOutputAsserted ?? false
+        return clientVector != nil || router?.pic?.isOutputAsserted ?? false
     }
 
     /// The vector of the 8259, the core's or the client's.
     private func takeExternalVector() -> UInt8? {
-        guard let vector = clientVector else { return vm.router?.pic?.acknowledge() }
+        guard let vector = clientVector else { return router?.pic?.acknowledge() }
         clientVector = nil
         return vector
     }
@@ -246,7 +249,7 @@ extension UserspaceVCPU {
     /// `KVM_INTERRUPT` has a place for a vector, and the processor will look there.
     private var acceptsClientVector: Bool {
         guard let apic else { return true }
-        return vm.router?.pic == nil && clientVector == nil && apic.acceptsExternalInterrupts
+        return router?.pic == nil && clientVector == nil && apic.acceptsExternalInterrupts
     }
 
     /// An interrupt that the client injects would be taken at once.

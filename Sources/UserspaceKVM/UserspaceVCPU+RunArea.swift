@@ -119,7 +119,7 @@ extension UserspaceVCPU {
         run.pointee.cr8 = UInt64(taskPriority)
         run.pointee.apic_base = apic?.base ?? clientAPICBase
         run.pointee.flags = processor.system.systemManagement.isActive ? UInt16(KVM_RUN_X86_SMM) : 0
-        let isReady = vm.router?.pic != nil || isReadyForInjection && pendingAccess == nil
+        let isReady = router?.pic != nil || isReadyForInjection && pendingAccess == nil
         run.pointee.ready_for_interrupt_injection = isReady ? 1 : 0
         if run.pointee.kvm_valid_regs != 0 { storeSynchronizedRegisters() }
     }

@@ -27,6 +27,8 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     /// Held during every request to this vCPU, also during `KVM_RUN`.
     let lock = FutexLock()
 
+    /// The machine's interrupt controllers, which there are before its vCPUs or never; nil if the client has them.
+    let router: InterruptRouter?
     private(set) var processor: Processor!
     private(set) var requests: VCPURequests!
     /// nil if the client has the interrupt controllers.
@@ -85,6 +87,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         self.id = id
         self.index = index
         self.vm = vm
+        router = vm.router
         runMemory = try MemoryMapping.sharedAnonymous(byteCount: Limits.runAreaByteCount)
         try vm.writes.ring.show(in: runMemory, at: Limits.coalescedRingOffset)
         runArea = RunArea(
@@ -99,7 +102,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         }
         shadowReader = ShadowReader(vm.domain, processor)
         timerSlot = TimerSlot { [unowned(unsafe) self] _ in signal(.timer) }
-        if vm.router != nil {
+        if router != nil {
             apic = LocalAPIC(id: id, isBootstrapProcessor: isBootstrapProcessor, host: self)
             apic?.tscFrequencyKilohertz = vm.tscKilohertz
             if !quirks.contains(.unmaskedLINT0) {
@@ -192,11 +195,11 @@ extension UserspaceVCPU: LocalAPICHost {
     func postSystemManagementInterrupt() { signal(.systemManagement) }
 
     func send(_ message: InterruptMessage) {
-        if let router = vm.router, let apic { router.deliver(message, from: apic) }
+        if let router, let apic { router.deliver(message, from: apic) }
     }
 
     func broadcastEndOfInterrupt(vector: UInt8) {
-        guard vm.router?.endOfInterrupt(vector: vector) ?? false else { return }
+        guard router?.endOfInterrupt(vector: vector) ?? false else { return }
         endedVectors.insert(vector)
         raiseAttention()
     }

@@ -69,29 +69,33 @@ public struct MemoryMapping: ~Copyable, @unchecked Sendable {
         try map(nil, byteCount, .readWrite, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     }
 
-    /// Maps shared memory once more, page by page, so that the pages may belong to several mappings.
+    /// Maps shared memory once more, which may have been made by two mappings.
     ///
     /// - Parameters:
     ///   - memory: whole pages that `sharedAnonymous` or `share` made.
+    ///   - boundary: where in `memory` the second mapping begins, on a page; outside, if there is one mapping only.
     ///   - address: where it is to appear, in place of what is there; nil for any address.
     ///   - byteCount: of the range; what lies behind `memory` faults.
     /// - Returns: the address. The caller unmaps it.
     public static func alias(
-        of memory: UnsafeMutableRawBufferPointer, at address: UnsafeMutableRawPointer?, byteCount: Int,
-        protection: Protection
+        of memory: UnsafeMutableRawBufferPointer, boundary: Int = .max, at address: UnsafeMutableRawPointer?,
+        byteCount: Int, protection: Protection
     ) throws(Errno) -> UnsafeMutableRawPointer {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (address == nil ? 0 : MAP_FIXED)
         let size = try roundedToPages(byteCount)
         guard let target = mmap(address, size, PROT_NONE, flags, -1, 0), target != MAP_FAILED else { throw lastError() }
-        for offset in stride(from: 0, to: min(size, memory.count), by: 4096) {
-            let placed = martlet_duplicate_mapping(memory.baseAddress! + offset, 4096, target + offset)
+        let end = min(size, memory.count)
+        let middle = max(0, min(boundary, end))
+        for part in [0..<middle, middle..<end] where !part.isEmpty {
+            let placed = martlet_duplicate_mapping(
+                memory.baseAddress! + part.lowerBound, part.count, target + part.lowerBound)
             if placed == MAP_FAILED {
                 let error = lastError()
                 munmap(target, size)
                 throw error
             }
         }
-        if protection != .readWrite, mprotect(target, min(size, memory.count), protection.rawValue) != 0 {
+        if protection != .readWrite, mprotect(target, end, protection.rawValue) != 0 {
             let error = lastError()
             munmap(target, size)
             throw error

@@ -1,6 +1,7 @@
 import CHost
 import CPreload
 import Glibc
+import Host
 import KVMInterface
 import SystemPackage
 
@@ -41,14 +42,47 @@ struct ClientFile: Hashable {
     /// It is a file of its own that can do nothing, so `dup`, `poll`, `fstat` and `close` work by themselves.
     /// - Throws: `EMFILE`, `ENFILE`, `ENOMEM`.
     static func open(_ file: ClientFile, name: String, closesOnExec: Bool = true) throws(Errno) -> Int32 {
-        let descriptor = martlet_preload_make_file(name)
+        let isSystem = file.kind == .system
+        let descriptor =
+            isSystem ? SystemFile.duplicate(name, closesOnExec: closesOnExec) : martlet_preload_make_file(name)
         guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
         guard descriptor < MARTLET_PRELOAD_DESCRIPTORS else {
             close(descriptor)
             throw .tooManyOpenFiles
         }
-        if !closesOnExec { _ = fcntl(descriptor, F_SETFD, 0) }
+        if !closesOnExec, !isSystem { _ = fcntl(descriptor, F_SETFD, 0) }
         _ = martlet_preload_exchange(descriptor, file.entry)
         return descriptor
+    }
+}
+
+/// The file that every descriptor of the device stands for: clients open the device for each question, and a file is slow to
+/// make.
+private enum SystemFile {
+    private static let firstDistant: Int32 = 900
+    private static let lock = FutexLock()
+    /// Guarded by `lock`, with what `fstat` says of it: a client may close descriptors that it does not know.
+    private nonisolated(unsafe) static var descriptor: Int32 = -1
+    private nonisolated(unsafe) static var status = stat()
+
+    /// - Returns: a descriptor, or the negated error number.
+    static func duplicate(_ name: String, closesOnExec: Bool) -> Int32 {
+        lock.withLock {
+            var now = stat()
+            if descriptor < 0 || fstat(descriptor, &now) != 0 || now.st_ino != status.st_ino
+                || now.st_dev != status.st_dev
+            {
+                descriptor = martlet_preload_make_file(name)
+                guard descriptor >= 0, fstat(descriptor, &status) == 0 else { return descriptor }
+                // Out of the way: clients know the numbers that they get.
+                let distant = fcntl(descriptor, F_DUPFD_CLOEXEC, firstDistant)
+                if distant >= 0 {
+                    close(descriptor)
+                    descriptor = distant
+                }
+            }
+            let duplicate = fcntl(descriptor, closesOnExec ? F_DUPFD_CLOEXEC : F_DUPFD, 0)
+            return duplicate >= 0 ? duplicate : -errno
+        }
     }
 }

@@ -35,7 +35,8 @@ struct VCPUMapping {
         let start = isRing ? max(0, offset - Self.ringOffset) : offset
         let isFixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0
         return try MemoryMapping.alias(
-            of: UnsafeMutableRawBufferPointer(rebasing: memory.dropFirst(start)), at: isFixed ? address : nil,
+            of: UnsafeMutableRawBufferPointer(rebasing: memory.dropFirst(start)),
+            boundary: isRing ? .max : Limits.coalescedRingOffset - start, at: isFixed ? address : nil,
             byteCount: byteCount, protection: MemoryMapping.Protection(rawValue: protection))
     }
 }

@@ -384,18 +384,14 @@ public final class Processor {
 
     // MARK: Requests
 
-    private var attention: UnsafeMutablePointer<Atomic<UInt32>> {
-        (state.base + CPUState.attentionOffset).assumingMemoryBound(to: Atomic<UInt32>.self)
-    }
-
     /// Something wants the processor to leave guest code soon (interrupt, request, signal). Long repeat loops look at it.
-    public var hasAttention: Bool { attention.pointee.load(ordering: .relaxed) != 0 }
+    public var hasAttention: Bool { state.attention.pointee.load(ordering: .relaxed) != 0 }
 
     /// Raises the attention flag: guest code is left at the next block. > Concurrency: any thread.
-    public func raiseAttention() { attention.pointee.store(1, ordering: .sequentiallyConsistent) }
+    public func raiseAttention() { state.attention.pointee.store(1, ordering: .sequentiallyConsistent) }
 
     /// Lowers it. > Concurrency: the owner, before it looks at its requests.
-    public func clearAttention() { attention.pointee.store(0, ordering: .sequentiallyConsistent) }
+    public func clearAttention() { state.attention.pointee.store(0, ordering: .sequentiallyConsistent) }
 
     /// Performs what others asked for. > Concurrency: the owner, outside guest code.
     public func perform(_ requests: ProcessorRequests) {

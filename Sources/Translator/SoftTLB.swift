@@ -190,7 +190,6 @@ final class SoftTLB {
     init() throws(Errno) {
         let recordsOffset = Self.partitionBytes * Self.partitionCount
         memory = try .anonymous(byteCount: recordsOffset + Partition.byteCount * Self.partitionCount)
-        try memory.share(0..<CPUState.byteCount)
         let area = memory.baseAddress
         self.area = area
         activeBase = area
@@ -213,6 +212,7 @@ final class SoftTLB {
     private func use(_ partition: Int) -> Bool {
         if partition != 0 {
             do throws(Errno) {
+                try shareState()
                 try memory.duplicate(0..<CPUState.byteCount, at: partition * Self.partitionBytes)
             } catch { return false }
         }
@@ -220,6 +220,21 @@ final class SoftTLB {
         partitions[partition].isUsed = true
         return true
     }
+
+    /// Makes the state page one that can appear in several partitions: few guests need more than the first.
+    private func shareState() throws(Errno) {
+        guard !isStateShared else { return }
+        let copy = UnsafeMutableRawPointer.allocate(byteCount: CPUState.byteCount, alignment: 64)
+        defer { copy.deallocate() }
+        copy.copyMemory(from: area, byteCount: CPUState.byteCount)
+        try memory.share(0..<CPUState.byteCount)
+        area.copyMemory(from: copy, byteCount: CPUState.byteCount)
+        isStateShared = true
+        // Others raise attention at any moment, and nothing else: what they may have stored to the old page is made up for.
+        state.attention.pointee.store(1, ordering: .sequentiallyConsistent)
+    }
+
+    private var isStateShared = false
 
     /// What GS base must be while guest code runs.
     private(set) var activeBase: UnsafeMutableRawPointer

@@ -1,8 +1,10 @@
+import Synchronization
+
 /// The registers of one vCPU in a page of raw memory, at offsets that translated code addresses through GS.
 ///
 /// The page is aliased in front of every partition of the vCPU's software TLB, so its fields are reached by the same
 /// small displacement whichever partition is active. Only the thread inside `KVM_RUN` touches it, with one exception:
-/// `attention` is stored by others (see ``attentionOffset``).
+/// ``attention`` is stored by others.
 public struct CPUState {
     public let base: UnsafeMutableRawPointer
 
@@ -11,10 +13,15 @@ public struct CPUState {
 
     @inlinable public static var byteCount: Int { 4096 }
 
+    /// Non-zero makes translated code leave at the next block.
+    @inlinable public var attention: UnsafeMutablePointer<Atomic<UInt32>> {
+        (base + Self.attentionOffset).assumingMemoryBound(to: Atomic<UInt32>.self)
+    }
+
     // Offsets in bytes.
     /// The canonical address of this page (not that of an alias).
     @inlinable public static var selfOffset: Int { 0x000 }
-    /// 32 bits, atomic: non-zero makes translated code leave at the next block.
+    /// 32 bits: ``attention``.
     @inlinable public static var attentionOffset: Int { 0x008 }
     /// The linear address (with CS base) of the page that holds the running block's first byte.
     @inlinable public static var pageBaseOffset: Int { 0x010 }

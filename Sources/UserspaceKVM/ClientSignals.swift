@@ -132,6 +132,8 @@ public enum ClientSignals {
         let action = actions[Int(signal)]
         let flags = action.sa_flags & ~Int32(bitPattern: UInt32(SA_RESETHAND))
         var mask = action.sa_mask
+        // Not even in a handler, which may issue requests.
+        for fault in HostFaults.signals { sigdelset(&mask, fault) }
         _ = martlet_sigaction(signal, wrapper, flags, &mask, nil)
     }
 

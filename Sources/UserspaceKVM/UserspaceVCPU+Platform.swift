@@ -79,6 +79,11 @@ extension UserspaceVCPU: ProcessorPlatform {
         get { apic?.taskPriority ?? clientTaskPriority }
         set {
             guard let apic else {
+                // An interrupt that the client holds back may be let through now; the exit follows the instruction.
+                if requests.isInside, newValue & 0xF < clientTaskPriority {
+                    taskPriorityPatching.wasLowered = true
+                    processor.raiseAttention()
+                }
                 clientTaskPriority = newValue & 0xF
                 return
             }

@@ -35,6 +35,7 @@ extension UserspaceVCPU {
                 continue
             }
             if !completes, describeTaskPriorityAccess() { return exit(KVM_EXIT_TPR_ACCESS) }
+            if !completes, takeLoweredTaskPriority() { return exit(KVM_EXIT_SET_TPR) }
             if hasPendingTripleFault, !completes {
                 hasPendingTripleFault = false
                 return exit(KVM_EXIT_SHUTDOWN)

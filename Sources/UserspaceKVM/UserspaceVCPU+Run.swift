@@ -179,7 +179,7 @@ extension UserspaceVCPU {
         let wasSignalled = requests.sleep(deadlineNanoseconds: deadline) { mustReturn || hasWakeEvent }
         if wasSignalled { throw interrupted() }
         serviceTimer()
-        guard processor.system.activity == .halted, hasWakeEvent else { return }
+        guard isHalted, hasWakeEvent else { return }
         if !hasOrdinaryWakeEvent {
             // Nothing but a system management interrupt: its handler leads back into HLT.
             requests.enter()
@@ -190,6 +190,10 @@ extension UserspaceVCPU {
         processor.system.activity = .running
     }
 
+    private var isHalted: Bool {
+        processor.system.activity == .halted || processor.system.activity == .resetHold
+    }
+
     /// An INIT waits, and not for the end of system management mode.
     private var hasAcceptableInitialize: Bool {
         apic?.hasPendingInitialize == true && !processor.system.systemManagement.isActive
@@ -198,7 +202,7 @@ extension UserspaceVCPU {
     /// Something is there that changes what this vCPU does now.
     private var hasWakeEvent: Bool {
         if hasOrdinaryWakeEvent { return true }
-        return processor.system.activity == .halted && hasSignal(.systemManagement)
+        return isHalted && hasSignal(.systemManagement)
             && processor.canAcceptSystemManagementInterrupt
     }
 
@@ -210,7 +214,7 @@ extension UserspaceVCPU {
         case .initReceived: return apic.pendingStartupVector != nil
         case .uninitialized: return false
         case .running, .startupReceived: return true
-        case .halted: break
+        case .halted, .resetHold: break
         }
         if apic.takeUnhalt() { isUnhalted = true }
         if isUnhalted || processor.system.pendingEvent != nil { return true }

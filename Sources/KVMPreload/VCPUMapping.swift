@@ -18,13 +18,13 @@ struct VCPUMapping {
     private static let ringOffset = 64 * 4096
 
     /// - Returns: the address, which the client unmaps.
-    /// - Throws: `ENODEV` for what is no vCPU, `EPERM` for an executable mapping, `EINVAL` for a private one of a ring, or one of
-    ///   no or a misaligned range, `ENOMEM`.
+    /// - Throws: `ENODEV` for what is no vCPU, `EPERM` for an executable mapping, `EINVAL` for a private or executable one
+    ///   of a ring, or one of no or a misaligned range, `ENOMEM`.
     func perform(on file: ClientFile, _ backend: UserspaceKVM) throws(Errno) -> UnsafeMutableRawPointer {
         guard byteCount > 0, offset >= 0, offset & 4095 == 0 else { throw .invalidArgument }
         guard file.kind == .vcpu else { throw .operationNotSupportedByDevice }
-        guard protection & PROT_EXEC == 0 else { throw .notPermitted }
         let isRing = offset + byteCount > Self.ringOffset
+        guard protection & PROT_EXEC == 0 else { throw isRing ? .invalidArgument : .notPermitted }
         let memory = isRing ? try backend.mapDirtyRing(file.descriptor) : try backend.mapRunArea(file.descriptor)
         // The pages stay as long as the client maps them.
         defer { backend.unmapRunArea(memory) }

@@ -47,7 +47,7 @@ sanitize: ## Run the tests of the core under the thread and the address sanitize
 mutants: ## Break the translator in a copy, one rule at a time, and check that the tests notice
 	@Tools/mutants.sh
 
-oracle: ## Boot guests on a real KVM, that of a Linux in QEMU with emulated virtualization
+oracle: ## Compare with a real KVM, that of a Linux in QEMU with emulated virtualization, and boot guests on it
 	@Tools/oracle.sh
 
 format: ## Format every Swift file as .swift-format says

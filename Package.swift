@@ -126,7 +126,7 @@ let package = Package(
             dependencies: ["TestSupport", "DefaultGuest", "Machine", "KVMInterface", "CHost", "CZstd"],
             swiftSettings: execution),
         .testTarget(
-            name: "ClientTests", dependencies: ["TestSupport", "DefaultGuest"], exclude: ["Programs", "without-kvm.sh"],
+            name: "ClientTests", dependencies: ["TestSupport", "DefaultGuest"], exclude: ["Oracle", "Programs", "without-kvm.sh"],
             swiftSettings: strict),
         .testTarget(
             name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),

@@ -2,8 +2,11 @@
 # Runs martlet on a real KVM, that of a Linux kernel in a QEMU machine whose processor, translated by QEMU, has AMD's
 # virtualization: what /dev/kvm does there, `--accel kernel` must live with.
 #
-# oracle.sh        boots guests with `--accel kernel` and looks at what they print, then at what `auto` chooses
-# oracle.sh tests  runs the tests that compare the kernel's KVM with the one in user space
+# oracle.sh          what `guests` and `clients` do, in one boot
+# oracle.sh guests   boots guests with `--accel kernel` and looks at what they print, then at what `auto` chooses
+# oracle.sh clients  runs the small clients of Tests/ClientTests/Oracle there and on Martlet, and compares what they say; also
+#                    with the transcript that the tests use, which `oracle.sh clients --record` makes anew
+# oracle.sh tests    runs the tests that compare the kernel's KVM with the one in user space
 #
 # MARTLET_ORACLE_SECONDS is how long the machine may run (default 900). Status 0 also if packages are missing: it says so.
 set -euo pipefail
@@ -14,11 +17,11 @@ skip() {
     exit 0
 }
 
-what="${1:-guests}"
+what="${*:-guests and clients}"
 case "$what" in
-guests | tests) ;;
+guests | clients | "clients --record" | "guests and clients" | tests) ;;
 *)
-    echo "usage: Tools/oracle.sh [tests]" >&2
+    echo "usage: Tools/oracle.sh [guests | clients [--record] | tests]" >&2
     exit 2
     ;;
 esac
@@ -28,11 +31,12 @@ command -v qemu-system-x86_64 >/dev/null || skip "there is no qemu-system-x86_64
 
 "$SWIFT" build -c "$CONFIGURATION" --product martlet >&2
 programs=("$PRODUCT")
+[[ "$what" != *clients* ]] || "$SWIFT" build -c "$CONFIGURATION" --product martlet-kvm >&2
 if [[ "$what" == tests ]]; then
     MARTLET_CORE_TESTS=KernelKVMTests "$SWIFT" build -c "$CONFIGURATION" --build-tests >&2
     programs+=(".build/$CONFIGURATION/martletPackageTests.xctest")
 fi
-"$PRODUCT" guest build >&2
+[[ "$what" != guests* ]] || "$PRODUCT" guest build >&2
 "$PRODUCT" guest build --flavour standard >&2
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/martlet"
@@ -73,7 +77,15 @@ fi
 root="$scratch/root/oracle"
 mkdir -p "$root/lib" "$root/guest"
 cp "$modules"/*.ko "$root/"
-cp "$guest/vmlinuz" "$guest/initramfs.cpio" "$root/guest/"
+if [[ "$what" == guests* ]]; then cp "$guest/vmlinuz" "$guest/initramfs.cpio" "$root/guest/"; fi
+clients=Tests/ClientTests/Oracle
+if [[ "$what" == *clients* ]]; then
+    build_clients() {
+        gcc -O1 -Wall -Werror -D_GNU_SOURCE "$@" "$clients"/*.c -lpthread
+    }
+    build_clients -static -o "$root/clients"
+    build_clients -o "$scratch/clients"
+fi
 for program in "${programs[@]}"; do
     cp "$program" "$root/"
     ldd "$program" | awk '$2 == "=>" { print $3 } $1 ~ "^/" { print $1 }' | xargs -I{} cp --dereference --update {} "$root/lib/"
@@ -109,7 +121,18 @@ SCRIPT
 load martletPackageTests.xctest --testing-library swift-testing --no-parallel </dev/null
 echo "oracle: tests: status $?"
 SCRIPT
-    else
+    fi
+    if [[ "$what" == *clients* ]]; then
+        cat <<'SCRIPT'
+# Of the kernel's messages none but those of a crash, as they would end up in the middle of a line.
+echo 1 >/proc/sys/kernel/printk
+./clients >/tmp/clients
+status=$?
+sed 's/^/clients> /' /tmp/clients
+echo "oracle: clients: status $status"
+SCRIPT
+    fi
+    if [[ "$what" == guests* ]]; then
         cat <<'SCRIPT'
 load martlet doctor
 run kernel --accel kernel --append martlet.batch
@@ -131,7 +154,7 @@ timeout --foreground --kill-after=5 "${MARTLET_ORACLE_SECONDS:-900}" qemu-system
     -append 'console=ttyS0 panic=-1 tsc=reliable quiet rdinit=/oracle/init' </dev/null >"$scratch/console" 2>"$scratch/errors" &
 machine=$!
 # In the background, as a signal is handled only between two commands, or while the shell waits for one of these.
-tail --follow --lines=+1 --pid="$machine" "$scratch/console" &
+tail --follow --lines=+1 --pid="$machine" "$scratch/console" | sed --unbuffered '/^clients> /d' &
 console=$!
 status=0
 wait "$machine" || status=$?
@@ -148,9 +171,20 @@ expect() {
         failures=$((failures + 1))
     fi
 }
-if [[ "$what" == tests ]]; then
-    expect tests '^oracle: tests: status 0$'
-else
+if [[ "$what" == tests ]]; then expect tests '^oracle: tests: status 0$'; fi
+if [[ "$what" == *clients* ]]; then
+    expect clients '^oracle: clients: status 0$'
+    tr -d '\r' <"$scratch/console" | sed --quiet 's/^clients> //p' >"$scratch/real"
+    "$PRODUCT" kvm -- "$scratch/clients" >"$scratch/martlet"
+    if [[ "$what" == *--record ]]; then
+        cp "$scratch/real" "$clients/real-kvm.txt"
+    elif ! diff --unified "$clients/real-kvm.txt" "$scratch/real"; then
+        echo "martlet: the oracle: this KVM does not say what the transcript has; 'Tools/oracle.sh clients --record' makes it anew" >&2
+        failures=$((failures + 1))
+    fi
+    "$clients/compare.sh" "$scratch/real" "$scratch/martlet" "$clients/accepted.txt" || failures=$((failures + 1))
+fi
+if [[ "$what" == guests* ]]; then
     expect "--accel kernel" '^martlet: accel: kernel: '
     expect "a guest on the kernel's KVM" '^oracle: kernel: status 0$'
     expect "what it prints" '^Linux martlet '

@@ -10,7 +10,7 @@ declare -A packages=(
     [guest]="apt dpkg tar xz-utils busybox-static"
     [test]="apt binutils cpio dpkg e2fsprogs gcc gdb grub-common grub-pc-bin linux-source-6.1 lz4 make qemu-system-x86 qemu-utils
         util-linux xz-utils zstd"
-    [oracle]="binutils cpio qemu-system-x86"
+    [oracle]="binutils cpio gcc qemu-system-x86"
     [bench-core]="liburcu-dev"
     [bench]="cpio gcc libc6-dev qemu-system-x86 zlib1g-dev"
 )

@@ -74,16 +74,16 @@ public struct MemoryMapping: ~Copyable, @unchecked Sendable {
     /// - Parameters:
     ///   - memory: whole pages that `sharedAnonymous` or `share` made.
     ///   - boundary: where in `memory` the second mapping begins, on a page; outside, if there is one mapping only.
-    ///   - address: where it is to appear, in place of what is there; nil for any address.
+    ///   - placement: where it is to appear.
     ///   - byteCount: of the range; what lies behind `memory` faults.
     /// - Returns: the address. The caller unmaps it.
+    /// - Throws: `Errno.fileExists` if the range is not free though it should be, else as `mmap`.
     public static func alias(
-        of memory: UnsafeMutableRawBufferPointer, boundary: Int = .max, at address: UnsafeMutableRawPointer?,
+        of memory: UnsafeMutableRawBufferPointer, boundary: Int = .max, at placement: Placement,
         byteCount: Int, protection: Protection
     ) throws(Errno) -> UnsafeMutableRawPointer {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (address == nil ? 0 : MAP_FIXED)
         let size = try roundedToPages(byteCount)
-        guard let target = mmap(address, size, PROT_NONE, flags, -1, 0), target != MAP_FAILED else { throw lastError() }
+        let target = try placeholder(placement, size)
         let end = min(size, memory.count)
         let middle = max(0, min(boundary, end))
         for part in [0..<middle, middle..<end] where !part.isEmpty {
@@ -99,6 +99,32 @@ public struct MemoryMapping: ~Copyable, @unchecked Sendable {
             let error = lastError()
             munmap(target, size)
             throw error
+        }
+        return target
+    }
+
+    /// Where a mapping is to appear.
+    public enum Placement {
+        case anywhere
+        /// In the place of what is there.
+        case replacing(UnsafeMutableRawPointer)
+        /// There, if nothing is there.
+        case free(UnsafeMutableRawPointer)
+    }
+
+    private static func placeholder(_ placement: Placement, _ size: Int) throws(Errno) -> UnsafeMutableRawPointer {
+        let common = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+        let (address, flags): (UnsafeMutableRawPointer?, Int32) =
+            switch placement {
+            case .anywhere: (nil, common)
+            case .replacing(let address): (address, common | MAP_FIXED)
+            case .free(let address): (address, common | MAP_FIXED_NOREPLACE)
+            }
+        guard let target = mmap(address, size, PROT_NONE, flags, -1, 0), target != MAP_FAILED else { throw lastError() }
+        // Before Linux 4.17 the flag is a hint.
+        if case .free(let address) = placement, target != address {
+            munmap(target, size)
+            throw .fileExists
         }
         return target
     }

@@ -34,6 +34,13 @@ public enum APICBase {
     public static let bootstrapProcessor: UInt64 = 1 << 8
     public static let x2APIC: UInt64 = 1 << 10
     public static let enable: UInt64 = 1 << 11
+
+    /// Whether the register takes `value`: bits that exist, and x2APIC mode only with the APIC.
+    public static func isValid(_ value: UInt64, hasX2APIC: Bool, physicalAddressBits: UInt64) -> Bool {
+        let flags = bootstrapProcessor | enable | (hasX2APIC ? x2APIC : 0)
+        let address: UInt64 = ~0xFFF & (physicalAddressBits >= 64 ? .max : (1 << physicalAddressBits) &- 1)
+        return value & ~(flags | address) == 0 && value & (enable | x2APIC) != x2APIC
+    }
 }
 
 /// Model-specific registers that the local APIC answers.

@@ -143,13 +143,11 @@ extension LocalAPIC {
     /// - Returns: false for reserved bits or a forbidden change of mode: general protection.
     /// > Concurrency: the owner.
     public func setBase(_ value: UInt64, isFromClient: Bool) -> Bool {
-        let flags = APICBase.bootstrapProcessor | APICBase.enable | (supportsX2APIC ? APICBase.x2APIC : 0)
-        let address: UInt64 = ~0xFFF & (physicalAddressBits >= 64 ? .max : (1 << physicalAddressBits) &- 1)
-        guard value & ~(flags | address) == 0 else { return false }
+        guard APICBase.isValid(value, hasX2APIC: supportsX2APIC, physicalAddressBits: physicalAddressBits)
+        else { return false }
         let mode = APICBase.enable | APICBase.x2APIC
         let old = base & mode
         let new = value & mode
-        guard new != APICBase.x2APIC else { return false }
         if !isFromClient {
             if old == mode, new == APICBase.enable { return false }
             if old == 0, new == mode { return false }

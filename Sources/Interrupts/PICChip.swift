@@ -43,7 +43,6 @@ struct PICChip: Sendable {
         let mask = registers.edgeLevelMask
         registers = new
         registers.edgeLevelMask = mask
-        registers.edgeLevelControl &= mask
         registers.highestPriorityPin &= 7
         registers.initializationStep &= 3
     }

@@ -16,13 +16,15 @@ public struct PITChannelState: Equatable, Sendable {
     public var writeStep: UInt8 = 0
     public var writeLatch: UInt8 = 0
     /// Bits 5–4 of the control word: 1 low byte, 2 high byte, 3 both.
-    public var accessMode: UInt8 = 3
-    /// 0…5.
-    public var mode: UInt8 = 3
+    public var accessMode: UInt8 = 0
+    /// 0…5, or 0xFF for a counter that was never programmed.
+    public var mode: UInt8 = Self.unprogrammed
     public var isDecimal = false
     public var gate = true
     /// The monotonic time at which counting began, in nanoseconds.
     public var loadTimeNanoseconds: UInt64 = 0
+
+    static let unprogrammed: UInt8 = 0xFF
 
     public init() {}
 }
@@ -44,9 +46,9 @@ struct PITChannel: Sendable {
     mutating func load(_ new: PITChannelState) {
         registers = new
         registers.count = min(max(new.count == 0 ? 0x10000 : new.count, 1), 0x10000)
-        registers.mode = Self.normalized(new.mode)
-        registers.accessMode = new.accessMode & 3 == 0 ? 3 : new.accessMode & 3
-        isLoaded = true
+        isLoaded = new.mode != PITChannelState.unprogrammed
+        if isLoaded { registers.mode = Self.normalized(new.mode) }
+        registers.accessMode = new.accessMode & 3
         stopTime = new.gate ? nil : new.loadTimeNanoseconds
     }
 
@@ -100,7 +102,7 @@ struct PITChannel: Sendable {
 
     /// The time of the `index`th rising edge of OUT after the load, from 1 on; nil if it does not come.
     func edgeTime(_ index: UInt64) -> UInt64? {
-        guard isLoaded, stopTime == nil, index > 0 else { return nil }
+        guard isLoaded, stopTime == nil, index > 0, registers.mode != PITChannelState.unprogrammed else { return nil }
         let ticks: UInt64
         switch registers.mode {
         case 2, 3: ticks = UInt64(registers.count).multipliedReportingOverflow(by: index).partialValue

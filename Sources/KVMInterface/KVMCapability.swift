@@ -60,6 +60,8 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     public static let irqEventResampling = Self(rawValue: 82)
     /// `KVM_CAP_DEVICE_CTRL`.
     public static let deviceControl = Self(rawValue: 89)
+    /// `KVM_CAP_EXT_EMUL_CPUID`.
+    public static let emulatedCPUID = Self(rawValue: 95)
     public static let ioapicPolarityIgnored = Self(rawValue: 97)
     public static let enableCapabilityVM = Self(rawValue: 98)
     /// `KVM_CAP_IOEVENTFD_NO_LENGTH`.
@@ -100,8 +102,6 @@ public struct KVMCapability: RawRepresentable, Hashable, Sendable {
     /// `KVM_CAP_SMALLER_MAXPHYADDR`.
     public static let smallerPhysicalAddresses = Self(rawValue: 185)
     public static let exitOnEmulationFailure = Self(rawValue: 204)
-    /// The answer is the number of guest physical address bits.
-    public static let guestPhysicalAddressBits = Self(rawValue: 207)
     public static let systemAttributes = Self(rawValue: 209)
     /// The answer is the size of the XSAVE image in bytes.
     public static let xsave2 = Self(rawValue: 208)

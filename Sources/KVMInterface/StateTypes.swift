@@ -95,6 +95,8 @@ public enum MPState: UInt32, Sendable {
     case initReceived = 2
     case halted = 3
     case sipiReceived = 4
+    /// Waits as ``halted`` does. The corresponding C constant is `KVM_MP_STATE_AP_RESET_HOLD`.
+    case resetHold = 9
 }
 
 /// What `KVM_SET_USER_MEMORY_REGION` is told about a region.

@@ -13,6 +13,8 @@ import UserspaceKVM
 func openDevice(_ flags: Int32) -> Int32 {
     let session = Session.current
     return answer(session, "open", nil, UInt(UInt32(bitPattern: flags))) { () throws(Errno) in
+        guard flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL else { throw .fileExists }
+        guard flags & O_DIRECTORY == 0 else { throw .notDirectory }
         let system = try session.backend.openSystem()
         return try session.publish(.system, system, name: "kvm", closesOnExec: flags & O_CLOEXEC != 0)
     }

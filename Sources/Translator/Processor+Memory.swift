@@ -218,7 +218,18 @@ extension Processor {
         if Int(linear & 0xFFF) + buffer.count > 4096 {
             try probeWrite(linear, byteCount: buffer.count, privilege)
             try touch(linear, byteCount: buffer.count, privilege)
+            // An instruction that needs the client is executed again, and must not read then what it has written itself.
+            try writeBytes(linear, from: buffer, privilege, toMemory: false)
+            try writeBytes(linear, from: buffer, privilege, toMemory: true)
+        } else {
+            try writeBytes(linear, from: buffer, privilege, toMemory: nil)
         }
+    }
+
+    /// - Parameter toMemory: the kind of pages whose part is written, devices if false; nil for both.
+    private func writeBytes(
+        _ linear: UInt64, from buffer: UnsafeRawBufferPointer, _ privilege: AccessPrivilege, toMemory: Bool?
+    ) throws(GuestFault) {
         var done = 0
         while done < buffer.count {
             let address = try normalized(linear &+ UInt64(done))
@@ -226,6 +237,7 @@ extension Processor {
             let part = UnsafeRawBufferPointer(rebasing: buffer[done..<done + count])
             switch try resolve(address, .write, privilege) {
             case .memory(let host, let page, let isGuarded):
+                if toMemory == false { break }
                 let source = part.baseAddress.unsafelyUnwrapped
                 var isStored = false
                 if isGuarded {
@@ -236,7 +248,7 @@ extension Processor {
                     isStored = host.copyGuestBytes(from: source, byteCount: count)
                 }
                 guard isStored else { throw .hostMemory(address) }
-            case .device(let physical): try writeDevice(physical, part)
+            case .device(let physical): if toMemory != true { try writeDevice(physical, part) }
             }
             done += count
         }
@@ -315,7 +327,7 @@ extension Processor {
     private func readDevice(_ physical: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(GuestFault) {
         var done = 0
         while done < buffer.count {
-            let count = Self.fragment(physical &+ UInt64(done), buffer.count - done)
+            let count = min(buffer.count - done, Self.fragmentByteCount)
             let address = physical &+ UInt64(done)
             let value: UInt64
             if let own = platform.readMMIO(address, byteCount: count) {
@@ -334,7 +346,7 @@ extension Processor {
     private func writeDevice(_ physical: UInt64, _ buffer: UnsafeRawBufferPointer) throws(GuestFault) {
         var done = 0
         while done < buffer.count {
-            let count = Self.fragment(physical &+ UInt64(done), buffer.count - done)
+            let count = min(buffer.count - done, Self.fragmentByteCount)
             let address = physical &+ UInt64(done)
             var value: UInt64 = 0
             withUnsafeMutableBytes(of: &value) { bytes in
@@ -349,11 +361,8 @@ extension Processor {
         }
     }
 
-    /// Devices see powers of two up to 8 bytes.
-    private static func fragment(_ address: UInt64, _ remaining: Int) -> Int {
-        for count in [8, 4, 2] where remaining >= count { return count }
-        return 1
-    }
+    /// Devices see as much at once as `kvm_run.mmio` has room for; of an access that crosses pages, each page's part.
+    private static var fragmentByteCount: Int { 8 }
 
     // MARK: The client's answers
 

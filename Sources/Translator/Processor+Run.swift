@@ -592,6 +592,12 @@ extension Processor {
         return result
     }
 
+    private func isMemory(_ linear: UInt64, byteCount: Int) throws(GuestFault) -> Bool {
+        let end = linear &+ UInt64(max(byteCount - 1, 0))
+        if try hostPointer(linear, forWriting: false) == nil { return false }
+        return try hostPointer(end, forWriting: false) != nil
+    }
+
     private func bounce(
         _ i: DecodedInstruction, _ operand: DecodedInstruction.Operand, _ linear: UInt64, _ byteCount: Int
     ) throws(GuestFault) -> RunResult? {
@@ -599,8 +605,12 @@ extension Processor {
         let buffer = UnsafeMutableRawBufferPointer(
             start: state.base + CPUState.bounceOffset + Int(linear & 63), count: byteCount)
         if operand.isWritten { try probeWrite(linear, byteCount: byteCount) }
-        // An x87 store with an unmasked exception leaves memory alone.
-        if operand.isRead || i.unit == .x87 { try readBytes(linear, into: buffer) }
+        // An x87 store with an unmasked exception leaves memory alone. A device must not see a read that the guest did not make.
+        if operand.isRead {
+            try readBytes(linear, into: buffer)
+        } else if i.unit == .x87, try isMemory(linear, byteCount: byteCount) {
+            try readBytes(linear, into: buffer)
+        }
         let code = try findBlock(.bounce).code
         let start = state.rip
         var registers = InlineArray<16, UInt64>(repeating: 0)

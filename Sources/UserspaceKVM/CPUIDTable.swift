@@ -13,9 +13,13 @@ struct CPUIDTable: Sendable {
     /// with zeros; so does a leaf in range that is not there.
     /// - Complexity: O(*n*); the instruction is rare.
     func answer(function: UInt32, index: UInt32) -> CPUIDResult {
-        if let entry = find(function, index) { return entry }
-        guard !isAMD, isAboveMaximum(function), let limit = find(0, 0)?.eax else { return CPUIDResult() }
-        return find(limit, index) ?? CPUIDResult()
+        find(function, index) ?? find(substitute(for: function) ?? function, index) ?? CPUIDResult()
+    }
+
+    /// The leaf that answers in the place of `function`; nil if none does.
+    func substitute(for function: UInt32) -> UInt32? {
+        guard find(function) == nil, !isAMD, isAboveMaximum(function) else { return nil }
+        return find(0)?.eax
     }
 
     /// The entry itself; nil if there is none.
@@ -31,6 +35,12 @@ struct CPUIDTable: Sendable {
     var physicalAddressBits: Int {
         guard let sizes = find(0x8000_0008), sizes.eax & 0xFF != 0 else { return 36 }
         return Int(sizes.eax & 0xFF)
+    }
+
+    /// Linear addresses have 48 or 57 bits, or the leaf does not say.
+    var hasKnownLinearAddresses: Bool {
+        guard let sizes = find(0x8000_0008) else { return true }
+        return [0, 48, 57].contains(sizes.eax >> 8 & 0xFF)
     }
 
     private var isAMD: Bool {

@@ -150,8 +150,7 @@ extension UserspaceVCPU {
     }
 
     private func writeMSRWithoutAPIC(_ index: UInt32, _ value: UInt64) -> Bool {
-        if index == MSR.apicBase { clientAPICBase = value }
-        return index == MSR.apicBase || index == MSR.tscDeadline
+        index == MSR.apicBase ? setClientAPICBase(value) : index == MSR.tscDeadline
     }
 
     /// Whether CPUID allows one of KVM's own registers, where the client insists on that.

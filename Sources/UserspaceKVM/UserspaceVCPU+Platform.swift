@@ -79,6 +79,11 @@ extension UserspaceVCPU: ProcessorPlatform {
         get { apic?.taskPriority ?? clientTaskPriority }
         set {
             guard let apic else {
+                // An interrupt that the client holds back may be let through now; the exit follows the instruction.
+                if requests.isInside, newValue & 0xF < clientTaskPriority {
+                    taskPriorityPatching.wasLowered = true
+                    processor.raiseAttention()
+                }
                 clientTaskPriority = newValue & 0xF
                 return
             }
@@ -90,7 +95,12 @@ extension UserspaceVCPU: ProcessorPlatform {
     // MARK: Model
 
     func cpuid(function: UInt32, index: UInt32) -> CPUIDResult {
-        followState(cpuidTable.answer(function: function, index: index), function: function)
+        let answer = cpuidTable.answer(function: function, index: index)
+        guard let other = cpuidTable.substitute(for: function) else { return followState(answer, function: function) }
+        // The processor looks at the function it asked for only.
+        return CPUIDAdjustment.adjusted(
+            followState(answer, function: other), function: other, index: index, cr4: processor.system.cr4,
+            xcr0: processor.system.xcr0)
     }
 
     /// `leaf` with what follows from registers that the processor does not look at.

@@ -87,11 +87,12 @@ extension UserspaceVCPU {
         if let apic {
             guard apic.setBase(registers.apic_base, isFromClient: true) else { throw .invalidArgument }
         } else {
-            clientAPICBase = registers.apic_base
+            guard setClientAPICBase(registers.apic_base) else { throw .invalidArgument }
         }
         processor.system.gdtr = DescriptorTableRegister(registers.gdt)
         processor.system.idtr = DescriptorTableRegister(registers.idt)
-        taskPriority = UInt8(truncatingIfNeeded: registers.cr8)
+        // As in KVM, a priority that does not exist is no error, and changes nothing.
+        if registers.cr8 <= 15 { taskPriority = UInt8(registers.cr8) }
         processor.setSegment(.cs, Segment(registers.cs))
         processor.setSegment(.ds, Segment(registers.ds))
         processor.setSegment(.es, Segment(registers.es))
@@ -109,6 +110,16 @@ extension UserspaceVCPU {
             processor.system.activity = .running
         }
         processor.modeDidChange()
+    }
+
+    /// Sets the base of the client's own local APIC.
+    /// - Returns: false, with nothing changed, for bits that do not exist and for x2APIC mode without the APIC.
+    func setClientAPICBase(_ value: UInt64) -> Bool {
+        let hasX2APIC = (cpuidTable.find(1)?.ecx ?? 0) & 1 << 21 != 0
+        let bits = UInt64(cpuidTable.physicalAddressBits)
+        guard APICBase.isValid(value, hasX2APIC: hasX2APIC, physicalAddressBits: bits) else { return false }
+        clientAPICBase = value
+        return true
     }
 
     private var isBootstrapProcessor: Bool { (apic?.base ?? clientAPICBase) & APICBase.bootstrapProcessor != 0 }

@@ -37,6 +37,7 @@ extension UserspaceVCPU {
                 continue
             }
             if !completes, describeTaskPriorityAccess() { return exit(KVM_EXIT_TPR_ACCESS) }
+            if !completes, takeLoweredTaskPriority() { return exit(KVM_EXIT_SET_TPR) }
             if hasPendingTripleFault, !completes {
                 hasPendingTripleFault = false
                 return exit(KVM_EXIT_SHUTDOWN)
@@ -181,7 +182,7 @@ extension UserspaceVCPU {
         let wasSignalled = requests.sleep(deadlineNanoseconds: deadline) { mustReturn || hasWakeEvent }
         if wasSignalled { throw interrupted() }
         serviceTimer()
-        guard processor.system.activity == .halted, hasWakeEvent else { return }
+        guard isHalted, hasWakeEvent else { return }
         if !hasOrdinaryWakeEvent {
             // Nothing but a system management interrupt: its handler leads back into HLT.
             requests.enter()
@@ -192,6 +193,10 @@ extension UserspaceVCPU {
         processor.system.activity = .running
     }
 
+    private var isHalted: Bool {
+        processor.system.activity == .halted || processor.system.activity == .resetHold
+    }
+
     /// An INIT waits, and not for the end of system management mode.
     private var hasAcceptableInitialize: Bool {
         apic?.hasPendingInitialize == true && !processor.system.systemManagement.isActive
@@ -200,7 +205,7 @@ extension UserspaceVCPU {
     /// Something is there that changes what this vCPU does now.
     private var hasWakeEvent: Bool {
         if hasOrdinaryWakeEvent { return true }
-        return processor.system.activity == .halted && hasSignal(.systemManagement)
+        return isHalted && hasSignal(.systemManagement)
             && processor.canAcceptSystemManagementInterrupt
     }
 
@@ -212,7 +217,7 @@ extension UserspaceVCPU {
         case .initReceived: return apic.pendingStartupVector != nil
         case .uninitialized: return false
         case .running, .startupReceived: return true
-        case .halted: break
+        case .halted, .resetHold: break
         }
         if apic.takeUnhalt() { isUnhalted = true }
         if isUnhalted || processor.system.pendingEvent != nil { return true }

@@ -17,6 +17,9 @@ struct TaskPriorityPatching: Sendable {
     var wordAddress: UInt64 = 0
     /// An access that the client is still to hear of.
     var reported: (rip: UInt64, isWrite: Bool)?
+    /// The guest lowered the priority in the client's own local APIC, which the client is still to hear of
+    /// (`KVM_EXIT_SET_TPR`).
+    var wasLowered = false
 }
 
 extension UserspaceVCPU {
@@ -39,6 +42,12 @@ extension UserspaceVCPU {
         run.pointee.tpr_access.rip = access.rip
         run.pointee.tpr_access.is_write = access.isWrite ? 1 : 0
         return true
+    }
+
+    /// Whether the client is to hear that the priority is lower now; true once.
+    func takeLoweredTaskPriority() -> Bool {
+        defer { taskPriorityPatching.wasLowered = false }
+        return taskPriorityPatching.wasLowered
     }
 
     /// > Concurrency: the owner, inside, before it runs guest code.

@@ -37,6 +37,9 @@ extension UserspaceVCPU {
     /// The bits of MXCSR that exist.
     private static let mxcsrMask: UInt32 = 0xFFFF
 
+    /// As in KVM, MXCSR is not part of it, though the structure has the field: it reads as 0, and what a client sets there is
+    /// ignored. XSAVE images have it.
+    /// > Source: Linux, `kvm_arch_vcpu_ioctl_get_fpu` (behaviour).
     var floatingPoint: FloatingPointState {
         let image = processor.state.fxsaveArea
         var state = FloatingPointState()
@@ -49,7 +52,6 @@ extension UserspaceVCPU {
         state.last_opcode = image.load(fromByteOffset: FXSave.opcode, as: UInt16.self)
         state.last_ip = image.load(fromByteOffset: FXSave.instructionPointer, as: UInt64.self)
         state.last_dp = image.load(fromByteOffset: FXSave.dataPointer, as: UInt64.self)
-        state.mxcsr = processor.state.mxcsr
         withUnsafeMutableBytes(of: &state.xmm) { bytes in
             for index in 0..<16 { copyLowHalf(index, to: bytes.baseAddress! + index * 16) }
         }
@@ -67,7 +69,6 @@ extension UserspaceVCPU {
         image.storeBytes(of: state.last_opcode, toByteOffset: FXSave.opcode, as: UInt16.self)
         image.storeBytes(of: state.last_ip, toByteOffset: FXSave.instructionPointer, as: UInt64.self)
         image.storeBytes(of: state.last_dp, toByteOffset: FXSave.dataPointer, as: UInt64.self)
-        processor.state.mxcsr = state.mxcsr & Self.mxcsrMask
         withUnsafeBytes(of: state.xmm) { bytes in
             for index in 0..<16 {
                 processor.state.vectorRegister(index).copyMemory(from: bytes.baseAddress! + index * 16, byteCount: 16)

@@ -58,6 +58,8 @@ public struct SystemRegisters: Sendable {
         case initReceived = 2
         case halted = 3
         case startupReceived = 4
+        /// As halted.
+        case resetHold = 9
     }
 
     public init() {}

@@ -32,14 +32,23 @@ enum Client {
 
     /// The path of one of the programs of these tests, built.
     static func program(_ name: String) throws -> String {
-        let program = "\(built.path)/\(name)"
+        try build(["\(folder)/Programs/\(name).c"], to: "\(built.path)/\(name)")
+    }
+
+    /// Where the cases are that are compared with a real KVM.
+    static let oracleFolder = "\(folder)/Oracle"
+
+    /// The path of the program that runs them, built.
+    static func oracleProgram() throws -> String {
+        let sources = ScratchDirectory.names(in: oracleFolder).filter { $0.hasSuffix(".c") }
+        return try build(sources.map { "\(oracleFolder)/\($0)" }, to: "\(built.path)/oracle")
+    }
+
+    private static func build(_ sources: [String], to program: String) throws -> String {
         if access(program, X_OK) == 0 { return program }
-        let compiler = try ChildProcess(
-            [
-                "gcc", "-O1", "-g", "-Wall", "-Werror", "-D_GNU_SOURCE", "-o", program,
-                "\(folder)/Programs/\(name).c", "-lpthread"
-            ])
-        try #require(compiler.wait() == .exited(0), account(compiler))
+        let options = ["-O1", "-g", "-Wall", "-Werror", "-D_GNU_SOURCE", "-o", program]
+        let compiler = try ChildProcess(["gcc"] + options + sources + ["-lpthread"])
+        try #require(compiler.wait(patienceSeconds: 120) == .exited(0), account(compiler))
         return program
     }
 

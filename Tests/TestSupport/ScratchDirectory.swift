@@ -47,7 +47,8 @@ public final class ScratchDirectory: Sendable {
         }
     }
 
-    private static func names(in directory: String) -> [String] {
+    /// The names in the directory at a path, sorted.
+    public static func names(in directory: String) -> [String] {
         guard let stream = opendir(directory) else { return [] }
         defer { closedir(stream) }
         var names: [String] = []

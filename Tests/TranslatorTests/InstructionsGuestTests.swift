@@ -251,10 +251,15 @@ import X86
         #expect(execute([0x0F, 0x32]) == nil)
         #expect(processor.state[.rax] == 0x8765_4321)
         #expect(processor.state[.rdx] == 0xFFFF_8888)
-        for register in [MSR.fsBase, MSR.gsBase, MSR.kernelGSBase, MSR.lstar, MSR.cstar, MSR.sysenterEIP] {
+        for register in [MSR.fsBase, MSR.gsBase, MSR.kernelGSBase, MSR.lstar, MSR.cstar] {
             #expect(throws: GuestFault.generalProtection()) { try processor.writeMSR(register, 1 << 47) }
             try processor.writeMSR(register, 1 << 46)
             #expect(try processor.readMSR(register) == 1 << 46)
+        }
+        // Processors differ in what these take.
+        for register in [MSR.sysenterESP, MSR.sysenterEIP] {
+            try processor.writeMSR(register, 1 << 47)
+            #expect(try processor.readMSR(register) == 0xFFFF_8000_0000_0000)
         }
         processor.system.cpl = 3
         #expect(execute([0x0F, 0x32]) == .generalProtection())

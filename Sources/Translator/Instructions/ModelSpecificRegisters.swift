@@ -221,12 +221,9 @@ extension Processor {
             if writer == .guest { system.tscOffset &+= value &- system.tscAdjust }
             system.tscAdjust = value
         case MSR.sysenterCS: system.sysenterCS = value
-        case MSR.sysenterESP:
-            try requireCanonical(value)
-            system.sysenterESP = value
-        case MSR.sysenterEIP:
-            try requireCanonical(value)
-            system.sysenterEIP = value
+        // AMD's processors take any value, Intel's do not: as in KVM, guests of both find their way.
+        case MSR.sysenterESP: system.sysenterESP = canonical(value)
+        case MSR.sysenterEIP: system.sysenterEIP = canonical(value)
         case MSR.pageAttributeTable:
             guard PageAttributes.isValid(value) else { throw .generalProtection() }
             system.pat = value
@@ -250,6 +247,9 @@ extension Processor {
         }
         system.miscEnable = value
     }
+
+    /// `address` with its upper bits made copies of the last one that counts.
+    private func canonical(_ address: UInt64) -> UInt64 { UInt64(bitPattern: Int64(bitPattern: address << 16) >> 16) }
 
     private func requireCanonical(_ address: UInt64) throws(GuestFault) {
         if !isCanonical(address) { throw .generalProtection() }
@@ -310,7 +310,9 @@ extension Processor {
         // Branch records and branch stepping do not exist.
         case MSR.debugControl: try require(value & ~3 == 0)
         case MSR.supervisorState, MSR.amdMMIOConfigurationBase: try require(value == 0)
-        case MSR.memoryTypeCapabilities: try require(writer == .client && value == MemoryTypeRanges.capabilities)
+        case MSR.memoryTypeCapabilities, MSR.lastBranchFrom...MSR.lastInterruptTo, MSR.amdSystemConfiguration,
+            MSR.amdInterruptPending:
+            throw .generalProtection()
         default: return Self.isConstantZero(index)
         }
         return true

@@ -17,7 +17,8 @@ extension UserspaceVCPU {
         try ClientMemory.copyOut(UInt32(entries.count), to: argument)
     }
 
-    /// - Throws: `E2BIG` for too many leaves; `EINVAL` if the vCPU has run and the leaves differ.
+    /// - Throws: `E2BIG` for too many leaves; `EINVAL` if the vCPU has run and the leaves differ, or for a width of linear
+    ///   addresses that no processor has.
     func setCPUID(at argument: UInt) throws(Errno) {
         var count: UInt32 = 0
         try ClientMemory.copyIn(&count, from: argument)
@@ -43,7 +44,9 @@ extension UserspaceVCPU {
             guard areEqual(followState(entries), followState(cpuidTable.entries)) else { throw .invalidArgument }
             return
         }
-        cpuidTable = CPUIDTable(entries)
+        let table = CPUIDTable(entries)
+        guard table.hasKnownLinearAddresses else { throw .invalidArgument }
+        cpuidTable = table
         processor.cpuidDidChange()
         guard let apic else { return }
         let features = cpuidTable.find(1)?.ecx ?? 0
@@ -84,9 +87,9 @@ extension UserspaceVCPU {
 
     /// - Throws: `EINVAL` if the client has the local APIC, or the page contradicts the x2APIC ID.
     func setLocalAPIC(at argument: UInt) throws(Errno) {
+        guard let apic else { throw .invalidArgument }
         var page = LocalAPICRegisters()
         try ClientMemory.copyIn(&page, from: argument)
-        guard let apic else { throw .invalidArgument }
         let state = withUnsafeBytes(of: page) { LocalAPICState(page: $0) }
         let isTaken = apic.loadState(
             state, hasExtendedID: vm.hasExtendedAPICIDs.load(ordering: .relaxed), now: now)

@@ -20,7 +20,7 @@ enum Extensions {
             .coalescedPIO, .splitIRQChip, .shadowCacheControl, .deviceControl,
             .disableQuirks, .x86TripleFaultEvent, .exitOnEmulationFailure, .haltPoll, .enableCapability,
             .enforceParavirtualFeatures, .taskPriorityPatching, .x86RobustSingleStep,
-            .smallerPhysicalAddresses:
+            .smallerPhysicalAddresses, .emulatedCPUID:
             return 1
         case .adjustClock: return Int(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
         case .disableQuirks2: return Int(ProcessorQuirks.all.rawValue)
@@ -37,7 +37,6 @@ enum Extensions {
         case .memorySlotCount: return Limits.userMemorySlotCount
         case .x2APICAPI: return Int(X2APICAPIFlags.all.rawValue)
         case .xsave2: return Limits.xsaveByteCount
-        case .guestPhysicalAddressBits: return 48
         case .manualDirtyLogProtect:
             return Int(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)
         case .dirtyLogRing, .dirtyLogRingAcquireRelease:

@@ -65,7 +65,8 @@ extension UserspaceVM {
         return MessageSignalledInterrupt(address: UInt64(high) << 32 | UInt64(low), data: data)
     }
 
-    /// - Returns: how many vCPUs took it; -1 turns into 0 as nobody being there is no error of the client.
+    /// - Returns: how many vCPUs took it, at least 1 if they had it pending; -1 turns into 0 as nobody being there is no error of
+    ///   the client.
     /// - Throws: `EINVAL` without interrupt controllers, for flags, or for a destination that the client has not enabled.
     func signalMSI(at argument: UInt) throws(Errno) -> Int32 {
         var request = kvm_msi()
@@ -73,6 +74,6 @@ extension UserspaceVM {
         guard let router, request.flags & ~Self.knownMessageFlags == 0 else { throw .invalidArgument }
         let status = router.deliver(
             try decode(low: request.address_lo, high: request.address_hi, data: request.data))
-        return Int32(clamping: max(status, 0))
+        return status < 0 ? 0 : Int32(clamping: max(status, 1))
     }
 }

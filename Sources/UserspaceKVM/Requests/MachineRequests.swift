@@ -72,10 +72,9 @@ extension UserspaceKVM {
 extension UserspaceVM {
     /// - Throws: `EBUSY` if there are vCPUs.
     func setBootVCPU(id: UInt) throws(Errno) {
-        guard let id = UInt32(exactly: id) else { throw .invalidArgument }
         try lock.withLock { () throws(Errno) in
             guard vcpus.count == 0 else { throw .resourceBusy }
-            bootVCPUID = id
+            bootVCPUID = UInt32(truncatingIfNeeded: id)
         }
     }
 
@@ -117,7 +116,7 @@ extension UserspaceVM {
     }
 
     func setTSSAddress(_ address: UInt) throws(Errno) {
-        guard address <= 0xFFFF_FFFF - 3 * 4096 else { throw .invalidArgument }
+        guard address <= 0x1_0000_0000 - 3 * 4096 else { throw .invalidArgument }
         lock.withLock { tssAddress = UInt64(address) }
     }
 

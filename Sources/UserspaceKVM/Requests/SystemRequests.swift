@@ -42,7 +42,7 @@ extension UserspaceKVM {
     private func answerCPUID(_ entries: [CPUIDEntry], at argument: UInt) throws(Errno) -> Int32 {
         var room: UInt32 = 0
         try ClientMemory.copyIn(&room, from: argument)
-        guard room >= entries.count else { throw .argListTooLong }
+        guard room >= max(entries.count, 1) else { throw .argListTooLong }
         try ClientMemory.copyOut(entries, to: argument &+ 8)
         try ClientMemory.copyOut(UInt32(entries.count), to: argument)
         return 0

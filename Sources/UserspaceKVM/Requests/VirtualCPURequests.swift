@@ -37,7 +37,7 @@ extension UserspaceVCPU {
         case .setRegisters: try setGeneralRegisters(at: argument)
         case .getSpecialRegisters: try ClientMemory.copyOut(specialRegisters, to: argument)
         case .setSpecialRegisters: try setSpecialRegisters(at: argument)
-        case .getSpecialRegisters2: try ClientMemory.copyOut(SpecialRegisters2(specialRegisters), to: argument)
+        case .getSpecialRegisters2: try ClientMemory.copyOut(specialRegisters2, to: argument)
         case .setSpecialRegisters2: try setSpecialRegisters2(at: argument)
         case .getDebugRegisters: try ClientMemory.copyOut(debugRegisters, to: argument)
         case .setDebugRegisters: try setDebugRegisters(at: argument)
@@ -112,10 +112,31 @@ extension UserspaceVCPU {
         setInterruptBitmap(of: registers)
     }
 
+    /// With the page directory pointers of PAE paging, which are those in memory, as in KVM with nested paging.
+    private var specialRegisters2: SpecialRegisters2 {
+        let system = processor.system
+        var registers = SpecialRegisters2(specialRegisters)
+        guard Self.hasDirectoryPointers(cr0: system.cr0, cr4: system.cr4, efer: system.efer) else { return registers }
+        requests.enter()
+        defer { requests.leave() }
+        let table = system.cr3 & 0xFFFF_FFE0
+        func pointer(_ index: UInt64) -> UInt64 { readGuest(UInt64.self, at: table + index * 8) ?? 0 }
+        registers.pdptrs = (pointer(0), pointer(1), pointer(2), pointer(3))
+        registers.flags = UInt64(KVM_SREGS2_FLAGS_PDPTRS_VALID)
+        return registers
+    }
+
+    /// Only PAE paging has them.
+    private static func hasDirectoryPointers(cr0: UInt64, cr4: UInt64, efer: UInt64) -> Bool {
+        cr0 & CR0.paging != 0 && cr4 & CR4.physicalAddressExtension != 0 && efer & EFER.longModeActive == 0
+    }
+
     private func setSpecialRegisters2(at argument: UInt) throws(Errno) {
         var registers = SpecialRegisters2()
         try ClientMemory.copyIn(&registers, from: argument)
         guard registers.flags & ~UInt64(KVM_SREGS2_FLAGS_PDPTRS_VALID) == 0 else { throw .invalidArgument }
+        let hasPointers = Self.hasDirectoryPointers(cr0: registers.cr0, cr4: registers.cr4, efer: registers.efer)
+        guard registers.flags == 0 || hasPointers else { throw .invalidArgument }
         try setSpecialRegisters(SpecialRegisters(registers))
     }
 

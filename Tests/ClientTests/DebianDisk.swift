@@ -6,8 +6,8 @@ import Testing
 
 /// A disk with the root file system of Debian 12, made of packages from where the machine's apt gets its own.
 ///
-/// It is kept in a directory of the cache of guests, with the recipe that it was made by. Files are written beside their place
-/// and renamed into it, the recipe last, so that neither an interrupted build nor two at once leave half a disk.
+/// It is kept in a directory of the cache of guests, with the recipe that it was made by. Files are written beside their
+/// place and renamed into it, the recipe last, so that neither an interrupted build nor two at once leave half a disk.
 enum DebianDisk {
     static let password = "martlet"
 
@@ -41,8 +41,8 @@ enum DebianDisk {
 
     /// Makes the disk, and saves itself beside it.
     ///
-    /// The file system is made inside mmdebstrap, because only there files have their owners if there are user namespaces
-    /// instead of root. What is mounted in it for the packages' sake is not seen through a second mount.
+    /// The file system is made inside mmdebstrap, because only there files have their owners if there are user
+    /// namespaces instead of root. What is mounted in it for the packages' sake is not seen through a second mount.
     private static func recipe(place: String) -> String {
         """
         set -e -o pipefail
@@ -51,6 +51,8 @@ enum DebianDisk {
         exec 9>"$place/../.lock"
         flock 9
         if [[ "$BASH_EXECUTION_STRING" == "$(cat "$place/recipe" 2>/dev/null)" ]]; then exit 0; fi
+        # Under the lock, what is there is of builds that were killed.
+        rm -rf "$place"/../.build-*
         scratch="$(mktemp -d "$place/../.build-XXXXXX")"
         trap 'rm -rf "$scratch"' EXIT
         apt-get indextargets --format '$(CODENAME) deb $(REPO_URI) $(RELEASE) $(COMPONENT)' \\
@@ -61,7 +63,11 @@ enum DebianDisk {
         fi
         options=(--aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io)
         for folder in doc info locale man; do options+=(--dpkgopt="path-exclude=/usr/share/$folder/*"); done
-        mmdebstrap --variant=apt --include=systemd-sysv,udev,login,dbus "${options[@]}" --skip=cleanup \\
+        # What mmdebstrap mounts goes with its namespace, and its files with the rest, even if it is killed. As an ordinary
+        # user it makes a namespace itself, whose users may not come into the cache.
+        isolated=()
+        if [[ $EUID -eq 0 ]]; then isolated=(env TMPDIR="$scratch" unshare --mount); fi
+        "${isolated[@]}" mmdebstrap --variant=apt --include=systemd-sysv,udev,login,dbus "${options[@]}" --skip=cleanup \\
             --customize-hook='echo root:\(password) | chroot "$1" chpasswd' \\
             --customize-hook='echo debian >"$1/etc/hostname"' \\
             --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*' \\

@@ -72,7 +72,7 @@ enum DebianDisk {
             --customize-hook='echo debian >"$1/etc/hostname"' \\
             --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*' \\
             --customize-hook='mkdir "$1.root" && mount --bind "$1" "$1.root"' \\
-            --customize-hook='\(BootDisk.mkfs ?? "mke2fs") -q -t ext4 -m 0 -d "$1.root" "$1.img" 512M' \\
+            --customize-hook='\(BootDisk.mkfs ?? "mke2fs") -q -t ext4 -m 0 -d "$1.root" "$1.img" 320M' \\
             --customize-hook='umount "$1.root" && rmdir "$1.root" && mv "$1.img" "$1/disk.img"' \\
             --customize-hook="download /disk.img $scratch/whole.img" bookworm /dev/null "$scratch/sources.list" >&2
         cp --sparse=always "$scratch/whole.img" "$scratch/disk.img"

@@ -8,8 +8,8 @@ set -euo pipefail
 declare -A packages=(
     [build]="libc6-dev libzydis-dev liblzma-dev libzstd-dev liblz4-dev zlib1g-dev"
     [guest]="apt dpkg tar xz-utils busybox-static"
-    [test]="apt binutils cpio dpkg e2fsprogs gcc gdb grub-common grub-pc-bin linux-source-6.1 lz4 make qemu-system-x86 qemu-utils
-        util-linux xz-utils zstd"
+    [test]="apt binutils cpio dpkg e2fsprogs gcc gdb grub-common grub-pc-bin linux-source-6.1 lz4 make mmdebstrap
+        qemu-system-x86 qemu-utils uidmap util-linux xz-utils zstd"
     [oracle]="binutils cpio gcc qemu-system-x86"
     [bench-core]="liburcu-dev"
     [bench]="cpio gcc libc6-dev qemu-system-x86 zlib1g-dev"

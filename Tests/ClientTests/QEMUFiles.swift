@@ -13,7 +13,7 @@ enum BootDisk {
 
     static let missing: Comment = "needs the packages grub-pc-bin and e2fsprogs"
 
-    private static let mkfs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].first { (path: String) in access(path, X_OK) == 0 }
+    static let mkfs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].first { (path: String) in access(path, X_OK) == 0 }
     private static let partitionStart: UInt32 = 2048
     private static let partitionMegabytes: UInt32 = 40
 
@@ -71,7 +71,7 @@ enum BootDisk {
     }
 }
 
-/// The cloud guest with its kernel's modules for virtio.
+/// The cloud guest with its kernel's modules for virtio, and for the file system of a disk.
 enum VirtioGuest {
     /// In the order in which they are loaded.
     private static let modules = [
@@ -79,11 +79,31 @@ enum VirtioGuest {
         "failover",
         "net_failover", "virtio_net"
     ]
+    private static let fileSystemModules = ["crc32c_generic", "crc16", "mbcache", "jbd2", "ext4"]
 
     static let missing: Comment = "needs the package cpio, and the kernel's package: a network, or apt's cache"
 
     /// What the guest's shell does first.
-    static let loadModules = "for m in \(modules.joined(separator: " ")); do insmod /lib/virtio/$m.ko; done"
+    static let loadModules = load(modules)
+
+    private static func load(_ modules: [String]) -> String {
+        "for m in \(modules.joined(separator: " ")); do insmod /lib/virtio/$m.ko; done"
+    }
+
+    /// The kernel's argument for a first process that hands over to that of the first disk.
+    static let startsDisk = "rdinit=/lib/virtio/start"
+
+    private static let startOfDisk = """
+        #!/bin/sh
+        mount -t devtmpfs devtmpfs /dev
+        \(load(modules + fileSystemModules))
+        until [ -e /dev/vda ]; do sleep 0.1; done
+        mkdir /disk
+        mount -t ext4 /dev/vda /disk
+        mount --move /dev /disk/dev
+        exec switch_root /disk /sbin/init
+
+        """
 
     private static let directory = QEMU.sharedDirectory()
 
@@ -95,7 +115,8 @@ enum VirtioGuest {
         let words = String(decoding: manifest, as: UTF8.self).split(separator: "\n")[0].split(separator: " ")
         guard words.count == 2 else { return nil }
         let result = "\(directory.path)/initramfs"
-        let names = modules.map { "-name \($0).ko" }.joined(separator: " -o ")
+        let start = directory.write(Array(startOfDisk.utf8), to: "start")
+        let names = (modules + fileSystemModules).map { "-name \($0).ko" }.joined(separator: " -o ")
         let script = """
             set -e
             cd '\(directory.path)'
@@ -103,6 +124,7 @@ enum VirtioGuest {
             (cd package && apt-get --quiet=2 download '\(words[0])=\(words[1])')
             dpkg-deb --fsys-tarfile package/*.deb | tar --extract --directory package --wildcards './lib/modules/*'
             find package \\( \(names) \\) -exec cp {} root/lib/virtio/ \\;
+            install --mode=755 '\(start)' root/lib/virtio/
             (cd root && find . | cpio --quiet --create --format=newc) > modules.cpio
             cat '\(readable.initramfs)' modules.cpio > '\(result)'
             rm -r package

@@ -80,7 +80,8 @@ let package = Package(
             name: "UserspaceKVM",
             dependencies: ["KVMInterface", "Translator", "Interrupts", "MMU", "GuestMemory", "RCU", "VCPUTables"],
             swiftSettings: execution),
-        .target(name: "CPreload", exclude: ["exports.map"], cSettings: [.define("_GNU_SOURCE")]),
+        .target(
+            name: "CPreload", dependencies: ["CHost"], exclude: ["exports.map"], cSettings: [.define("_GNU_SOURCE")]),
         .target(
             name: "KVMPreload",
             dependencies: ["CPreload", "UserspaceKVM", "KVMInterface", "Translator", "X86", "Host", "CHost"],
@@ -126,7 +127,8 @@ let package = Package(
             dependencies: ["TestSupport", "DefaultGuest", "Machine", "KVMInterface", "CHost", "CZstd"],
             swiftSettings: execution),
         .testTarget(
-            name: "ClientTests", dependencies: ["TestSupport", "DefaultGuest"], exclude: ["Oracle", "Programs", "without-kvm.sh"],
+            name: "ClientTests", dependencies: ["TestSupport", "DefaultGuest"],
+            exclude: ["Oracle", "Programs", "without-kvm.sh"],
             swiftSettings: strict),
         .testTarget(
             name: "DifferentialTests", dependencies: ["TestSupport"], exclude: ["Guests"], swiftSettings: strict),

@@ -1,5 +1,7 @@
 #include "CPreload.h"
 
+#include "CHost.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +11,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -52,6 +55,24 @@ static bool owns_table(void)
 	return atomic_load(&owner) == (pid_t)syscall(SYS_getpid);
 }
 
+// Martlet's own files are not the client's to close, nor to put others in their place.
+static bool is_reserved(int fd)
+{
+	return martlet_preload_entry(fd) == MARTLET_PRELOAD_RESERVED && owns_table();
+}
+
+// What a client's `fd` stands for; 0 if that is the C library's affair, as it is for Martlet's own files.
+static inline uint32_t object_of(int fd)
+{
+	uint32_t entry = martlet_preload_entry(fd);
+	return __builtin_expect(entry == MARTLET_PRELOAD_RESERVED, 0) ? 0 : entry;
+}
+
+static void watch_descriptor(int fd, _Bool is_taken)
+{
+	martlet_preload_exchange(fd, is_taken ? MARTLET_PRELOAD_RESERVED : 0);
+}
+
 // `fd` stands for nothing of Martlet's any more.
 static void drop(int fd)
 {
@@ -60,9 +81,16 @@ static void drop(int fd)
 	if (old) martlet_preload_release(old);
 }
 
+// A new file of the client's has the number of one of Martlet's that was closed by a way which does not lead through here.
+static int opened(int fd)
+{
+	if (fd >= 0 && martlet_preload_entry(fd)) drop(fd);
+	return fd;
+}
+
 static int duplicated(int from, int to)
 {
-	uint32_t entry = martlet_preload_entry(from);
+	uint32_t entry = object_of(from);
 	if (to < 0 || to == from || !owns_table()) return to;
 	if (entry) martlet_preload_retain(entry);
 	uint32_t old = martlet_preload_exchange(to, entry);
@@ -84,6 +112,7 @@ static int duplicated(int from, int to)
 REAL(int, open64, (const char *, int, mode_t))
 REAL(int, openat64, (int, const char *, int, mode_t))
 REAL(int, close, (int))
+REAL(int, fclose, (FILE *))
 REAL(int, ioctl, (int, unsigned long, uintptr_t))
 REAL(void *, mmap64, (void *, size_t, int, int, int, off_t))
 REAL(ssize_t, read, (int, void *, size_t))
@@ -126,12 +155,12 @@ static bool takes_mode(int flags)
 
 static int open_path(const char *path, int flags, mode_t mode)
 {
-	return is_device(path) ? answer(martlet_preload_open(flags)) : get_open64()(path, flags, mode);
+	return is_device(path) ? answer(martlet_preload_open(flags)) : opened(get_open64()(path, flags, mode));
 }
 
 static int open_path_at(int directory, const char *path, int flags, mode_t mode)
 {
-	return is_device(path) ? answer(martlet_preload_open(flags)) : get_openat64()(directory, path, flags, mode);
+	return is_device(path) ? answer(martlet_preload_open(flags)) : opened(get_openat64()(directory, path, flags, mode));
 }
 
 #define MODE_OF(flags)                                                                                                 \
@@ -311,10 +340,14 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_start(arguments, request);
 	uintptr_t argument = va_arg(arguments, uintptr_t);
 	va_end(arguments);
-	uint32_t entry = martlet_preload_entry(fd);
+	uint32_t entry = object_of(fd);
 	if (__builtin_expect(!entry, 0)) return get_ioctl()(fd, request, argument);
 	if ((uint32_t)request == KVM_RUN) return run(entry, fd, argument);
-	return answer(martlet_preload_ioctl(entry, fd, (uint32_t)request, argument));
+	int type;
+	pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
+	int result = martlet_preload_ioctl(entry, fd, (uint32_t)request, argument);
+	if (__builtin_expect(type != PTHREAD_CANCEL_DEFERRED, 0)) pthread_setcanceltype(type, NULL);
+	return answer(result);
 }
 
 EXPORT int pthread_cancel(pthread_t thread)
@@ -326,7 +359,7 @@ EXPORT int pthread_cancel(pthread_t thread)
 
 static void *map(void *address, size_t count, int protection, int flags, int fd, off_t offset)
 {
-	uint32_t entry = flags & MAP_ANONYMOUS ? 0 : martlet_preload_entry(fd);
+	uint32_t entry = flags & MAP_ANONYMOUS ? 0 : object_of(fd);
 	if (!entry) return get_mmap64()(address, count, protection, flags, fd, offset);
 	intptr_t result = martlet_preload_map(entry, address, count, protection, flags, offset);
 	if (result > -4096 && result < 0) {
@@ -355,14 +388,14 @@ static ssize_t answer_count(ssize_t result)
 
 EXPORT ssize_t read(int fd, void *buffer, size_t count)
 {
-	uint32_t entry = martlet_preload_entry(fd);
+	uint32_t entry = object_of(fd);
 	if (!entry) return get_read()(fd, buffer, count);
 	return answer_count(martlet_preload_read(entry, fd, buffer, count, -1));
 }
 
 EXPORT ssize_t pread64(int fd, void *buffer, size_t count, off64_t offset)
 {
-	uint32_t entry = martlet_preload_entry(fd);
+	uint32_t entry = object_of(fd);
 	if (!entry) return get_pread64()(fd, buffer, count, offset);
 	return answer_count(offset < 0 ? -EINVAL : martlet_preload_read(entry, fd, buffer, count, offset));
 }
@@ -372,30 +405,74 @@ EXPORT ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
 	return pread64(fd, buffer, count, offset);
 }
 
+// What _FORTIFY_SOURCE makes of reads; a buffer that is too small is the C library's affair.
+ssize_t __read_chk(int fd, void *buffer, size_t count, size_t size);
+ssize_t __pread_chk(int fd, void *buffer, size_t count, off_t offset, size_t size);
+ssize_t __pread64_chk(int fd, void *buffer, size_t count, off64_t offset, size_t size);
+void __chk_fail(void) __attribute__((noreturn));
+
+EXPORT ssize_t __read_chk(int fd, void *buffer, size_t count, size_t size)
+{
+	if (count > size) __chk_fail();
+	return read(fd, buffer, count);
+}
+
+EXPORT ssize_t __pread64_chk(int fd, void *buffer, size_t count, off64_t offset, size_t size)
+{
+	if (count > size) __chk_fail();
+	return pread64(fd, buffer, count, offset);
+}
+
+EXPORT ssize_t __pread_chk(int fd, void *buffer, size_t count, off_t offset, size_t size)
+{
+	return __pread64_chk(fd, buffer, count, offset, size);
+}
+
 EXPORT int close(int fd)
 {
+	if (is_reserved(fd)) return answer(-EBADF);
 	// Before the number is free for others.
 	drop(fd);
 	return get_close()(fd);
 }
 
-static void drop_range(unsigned first, unsigned last)
+EXPORT int fclose(FILE *file)
 {
-	int end = martlet_preload_end();
-	for (unsigned fd = first; fd <= last && fd < (unsigned)end; fd++) drop((int)fd);
+	// Closes the number without close().
+	int fd = file ? fileno(file) : -1;
+	if (fd >= 0 && !is_reserved(fd)) drop(fd);
+	return get_fclose()(file);
 }
 
-enum { LEAVE_OPEN = 4 /* CLOSE_RANGE_CLOEXEC */ };
+enum { UNSHARE = 2 /* CLOSE_RANGE_UNSHARE */, LEAVE_OPEN = 4 /* CLOSE_RANGE_CLOEXEC */ };
+
+// Between Martlet's own files, if there are any.
+static int close_parts(unsigned first, unsigned last, int flags)
+{
+	unsigned end = (unsigned)martlet_preload_end(), start = first;
+	for (unsigned fd = first; fd <= last && fd < end; fd++) {
+		if (!is_reserved((int)fd)) {
+			if (martlet_preload_entry((int)fd)) drop((int)fd);
+			continue;
+		}
+		if (start < fd && get_close_range()(start, fd - 1, flags) != 0) return -1;
+		start = fd + 1;
+	}
+	return start <= last ? get_close_range()(start, last, flags) : 0;
+}
 
 EXPORT int close_range(unsigned first, unsigned last, int flags)
 {
-	if (!(flags & LEAVE_OPEN) && first <= last) drop_range(first, last);
-	return get_close_range()(first, last, flags);
+	bool closes = !(flags & ~UNSHARE) && first <= last;
+	return closes ? close_parts(first, last, flags) : get_close_range()(first, last, flags);
 }
 
 EXPORT void closefrom(int first)
 {
-	close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0);
+	first = first < 0 ? 0 : first;
+	if (close_range((unsigned)first, ~0u, 0) == 0) return;
+	// Before Linux 5.9.
+	for (long fd = first, end = sysconf(_SC_OPEN_MAX); fd < end; fd++) close((int)fd);
 }
 
 EXPORT int dup(int fd)
@@ -405,11 +482,13 @@ EXPORT int dup(int fd)
 
 EXPORT int dup2(int fd, int target)
 {
+	if (target != fd && is_reserved(target)) return answer(-EBUSY);
 	return duplicated(fd, get_dup2()(fd, target));
 }
 
 EXPORT int dup3(int fd, int target, int flags)
 {
+	if (target != fd && is_reserved(target)) return answer(-EBUSY);
 	return duplicated(fd, get_dup3()(fd, target, flags));
 }
 
@@ -442,7 +521,9 @@ void martlet_preload_watch_signals(void)
 
 EXPORT int sigaction(int signal, const struct sigaction *action, struct sigaction *old)
 {
-	if (!atomic_load_explicit(&watches_signals, memory_order_relaxed)) return get_sigaction()(signal, action, old);
+	// A child of vfork() has handlers of its own, but what is kept of them here is its parent's.
+	if (!atomic_load_explicit(&watches_signals, memory_order_relaxed) || !owns_table())
+		return get_sigaction()(signal, action, old);
 	return answer(martlet_preload_replace_action(signal, action, old));
 }
 
@@ -525,6 +606,7 @@ const uint8_t *martlet_preload_function(const uint8_t *code)
 
 static void in_child(void)
 {
+	martlet_preload_after_fork();
 	atomic_store(&owner, getpid());
 	martlet_preload_forked();
 }
@@ -532,7 +614,8 @@ static void in_child(void)
 __attribute__((constructor)) static void start(void)
 {
 	atomic_store(&owner, getpid());
-	pthread_atfork(NULL, NULL, in_child);
+	pthread_atfork(martlet_preload_before_fork, martlet_preload_after_fork, in_child);
+	martlet_descriptor_watcher = watch_descriptor;
 	// Called in signal handlers, where nothing can be looked up.
 	get_pthread_sigmask();
 	martlet_preload_started();

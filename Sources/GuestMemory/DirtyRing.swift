@@ -71,10 +71,10 @@ public final class DirtyRing: @unchecked Sendable {
 
     // MARK: The vCPU
 
-    /// Reports a page.
+    /// Reports a page. A ring without room loses it; the vCPU stops long before (``isFull``).
     /// > Concurrency: the vCPU's thread.
     func push(slot: UInt32, offset: UInt64) {
-        precondition(usedCount < entryCount, "a dirty ring overflows")
+        guard usedCount < entryCount else { return }
         let index = dirtyIndex.load(ordering: .relaxed)
         let entry = entry(index)
         entry.pointee.slot = slot

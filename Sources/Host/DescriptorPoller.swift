@@ -33,11 +33,8 @@ public final class DescriptorPoller: Sendable {
         guard error == 0 else { throw Errno(rawValue: error) }
     }
 
-    /// Removes a descriptor that is in the set.
-    public func remove(_ descriptor: Int32) {
-        let error = martlet_epoll_remove(shared.set.rawValue, descriptor)
-        precondition(error == 0, "a descriptor was closed before it left its poller: errno \(error)")
-    }
+    /// Removes a descriptor. One that somebody else has closed is in the set no more.
+    public func remove(_ descriptor: Int32) { _ = martlet_epoll_remove(shared.set.rawValue, descriptor) }
 
     /// Ends the thread.
     /// > Concurrency: once, not on the thread itself.
@@ -66,8 +63,10 @@ private final class PollerState: Sendable {
     func run(_ isReadable: (UInt64) -> Void) {
         while true {
             var token: UInt64 = 0
-            // An error can only be a signal, of which a debugger's reaches this thread.
-            guard martlet_epoll_wait(set.rawValue, &token) == 0 else { continue }
+            // A debugger's signals reach this thread. Any other error tells that somebody has closed the set.
+            let error = martlet_epoll_wait(set.rawValue, &token)
+            if error == EINTR { continue }
+            guard error == 0 else { return }
             if token == Self.stopToken { return }
             isReadable(token)
         }

@@ -43,8 +43,8 @@ public struct EventDescriptor: ~Copyable, Sendable {
     /// Adds 1 to the counter.
     public borrowing func signal() { Self.signal(descriptor.rawValue) }
 
-    /// Adds 1 to the counter with that descriptor. A counter that is full stays so, or makes the caller wait if its maker has
-    /// not set `EFD_NONBLOCK`; that takes 2^64 − 2 signals which nobody reads.
+    /// Adds 1 to the counter with that descriptor. A counter that is full stays so, or makes the caller wait for its reader if
+    /// its maker has not set `EFD_NONBLOCK`.
     public static func signal(_ rawValue: Int32) {
         var one: UInt64 = 1
         // A failure tells of a full counter: its reader will be woken in any case.

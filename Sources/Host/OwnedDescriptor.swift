@@ -13,9 +13,13 @@ public struct OwnedDescriptor: ~Copyable, Sendable {
     public init(owning rawValue: Int32) {
         precondition(rawValue >= 0, "a descriptor is not negative: \(rawValue)")
         self.rawValue = rawValue
+        martlet_note_descriptor(rawValue, true)
     }
 
-    deinit { _ = Glibc.close(rawValue) }
+    deinit {
+        martlet_note_descriptor(rawValue, false)
+        _ = Glibc.close(rawValue)
+    }
 
     /// Opens a file, close-on-exec. The C function is `open`.
     public static func open(
@@ -58,6 +62,7 @@ public struct OwnedDescriptor: ~Copyable, Sendable {
     /// Gives the number up without closing it.
     public consuming func release() -> Int32 {
         let fd = rawValue
+        martlet_note_descriptor(fd, false)
         discard self
         return fd
     }

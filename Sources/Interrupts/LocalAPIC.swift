@@ -249,6 +249,13 @@ public final class LocalAPIC: @unchecked Sendable {
         host.armTimer(deadlineNanoseconds: nil)
     }
 
+    /// What the guest's CPUID offers while the client has not said.
+    public func assumeFeatures() {
+        supportsX2APIC = true
+        supportsTSCDeadline = true
+        physicalAddressBits = 52
+    }
+
     /// The state after power-up, with the identifier given at creation; everything that others posted is gone.
     /// > Concurrency: the owner, while nobody posts.
     public func resetForPowerUp() {

@@ -37,52 +37,70 @@ struct ClientFile: Hashable {
 
     var entry: UInt32 { UInt32(bitPattern: descriptor.rawValue + 1) << 3 | kind.rawValue }
 
-    /// Creates a descriptor for the object.
+    /// Creates a file for an object that is still to be made; see ``enter(_:at:)``.
     ///
-    /// It is a file of its own that can do nothing, so `dup`, `poll`, `fstat` and `close` work by themselves.
+    /// It is one that can do nothing, so `dup`, `poll`, `fstat` and `close` work by themselves.
     /// - Throws: `EMFILE`, `ENFILE`, `ENOMEM`.
-    static func open(_ file: ClientFile, name: String, closesOnExec: Bool = true) throws(Errno) -> Int32 {
-        let isSystem = file.kind == .system
+    static func makeFile(_ kind: Kind, name: String, closesOnExec: Bool) throws(Errno) -> Int32 {
         let descriptor =
-            isSystem ? SystemFile.duplicate(name, closesOnExec: closesOnExec) : martlet_preload_make_file(name)
+            kind == .system ? SystemFile.duplicate(name, closesOnExec: closesOnExec) : martlet_preload_make_file(name)
         guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
         guard descriptor < MARTLET_PRELOAD_DESCRIPTORS else {
             close(descriptor)
             throw .tooManyOpenFiles
         }
-        if !closesOnExec, !isSystem { _ = fcntl(descriptor, F_SETFD, 0) }
-        _ = martlet_preload_exchange(descriptor, file.entry)
+        if !closesOnExec, kind != .system { _ = fcntl(descriptor, F_SETFD, 0) }
         return descriptor
+    }
+
+    /// Lets a file's descriptor stand for an object.
+    /// - Returns: what the number stood for, if the client closed it by a way that does not lead here.
+    static func enter(_ file: ClientFile, at descriptor: Int32) -> ClientFile? {
+        ClientFile(entry: martlet_preload_exchange(descriptor, file.entry))
     }
 }
 
 /// The file that every descriptor of the device stands for: clients open the device for each question, and a file is slow to
 /// make.
-private enum SystemFile {
-    private static let firstDistant: Int32 = 900
+enum SystemFile {
+    /// Where the library's own descriptor is to be: out of the way, as clients know the numbers that they get.
+    private static let firstNumber: Int32 = 900
     private static let lock = FutexLock()
-    /// Guarded by `lock`, with what `fstat` says of it: a client may close descriptors that it does not know.
+    /// Guarded by `lock`, with what `fstat` says of it: a client may close by a way that does not lead here.
     private nonisolated(unsafe) static var descriptor: Int32 = -1
     private nonisolated(unsafe) static var status = stat()
 
     /// - Returns: a descriptor, or the negated error number.
     static func duplicate(_ name: String, closesOnExec: Bool) -> Int32 {
         lock.withLock {
-            var now = stat()
-            if descriptor < 0 || fstat(descriptor, &now) != 0 || now.st_ino != status.st_ino
-                || now.st_dev != status.st_dev
-            {
-                descriptor = martlet_preload_make_file(name)
-                guard descriptor >= 0, fstat(descriptor, &status) == 0 else { return descriptor }
-                // Out of the way: clients know the numbers that they get.
-                let distant = fcntl(descriptor, F_DUPFD_CLOEXEC, firstDistant)
-                if distant >= 0 {
-                    close(descriptor)
-                    descriptor = distant
-                }
-            }
+            guard isOpen || make(name) else { return -errno }
             let duplicate = fcntl(descriptor, closesOnExec ? F_DUPFD_CLOEXEC : F_DUPFD, 0)
             return duplicate >= 0 ? duplicate : -errno
         }
     }
+
+    private static var isOpen: Bool {
+        var now = stat()
+        return descriptor >= 0 && fstat(descriptor, &now) == 0 && now.st_ino == status.st_ino
+            && now.st_dev == status.st_dev
+    }
+
+    private static func make(_ name: String) -> Bool {
+        descriptor = martlet_preload_make_file(name)
+        guard descriptor >= 0 else {
+            errno = -descriptor
+            return false
+        }
+        let distant = fcntl(descriptor, F_DUPFD_CLOEXEC, firstNumber)
+        if distant >= 0 {
+            close(descriptor)
+            descriptor = distant
+        }
+        martlet_note_descriptor(descriptor, true)
+        return fstat(descriptor, &status) == 0
+    }
+
+    /// Around a fork: the child finds the lock free.
+    static func beginFork() { lock.lock() }
+    static func endFork() { lock.unlock() }
 }

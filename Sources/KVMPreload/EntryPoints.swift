@@ -11,18 +11,23 @@ import UserspaceKVM
 
 @_cdecl("martlet_preload_open")
 func openDevice(_ flags: Int32) -> Int32 {
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
     let session = Session.current
     return answer(session, "open", nil, UInt(UInt32(bitPattern: flags))) { () throws(Errno) in
         guard flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL else { throw .fileExists }
         guard flags & O_DIRECTORY == 0 else { throw .notDirectory }
-        let system = try session.backend.openSystem()
-        return try session.publish(.system, system, name: "kvm", closesOnExec: flags & O_CLOEXEC != 0)
+        return try session.publish(.system, name: "kvm", closesOnExec: flags & O_CLOEXEC != 0) { () throws(Errno) in
+            try session.backend.openSystem()
+        }
     }
 }
 
 @_cdecl("martlet_preload_ioctl")
 func performRequest(_ entry: UInt32, _ descriptor: Int32, _ request: UInt32, _ argument: UInt) -> Int32 {
     guard var file = ClientFile(entry: entry) else { return -EBADF }
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
     let session = Session.current
     do throws(Errno) {
         switch file.kind {
@@ -53,15 +58,25 @@ func performRequest(_ entry: UInt32, _ descriptor: Int32, _ request: UInt32, _ a
 private func performKnown(
     _ session: Session, _ file: ClientFile, _ request: UInt32, _ argument: UInt
 ) throws(Errno) -> Int32 {
-    let result = try session.backend.ioctl(file.descriptor, request, argument)
     switch request {
+    case KVMRequest.run.rawValue: return try session.backend.ioctl(file.descriptor, request, argument)
     case KVMRequest.createVM.rawValue where file.kind == .system:
-        return try session.publish(.machine, KVMDescriptor(rawValue: result), name: "kvm-vm")
+        return try publish(session, file, request, argument, as: .machine, name: "kvm-vm")
     case KVMRequest.createVCPU.rawValue where file.kind == .machine:
-        return try session.publish(.vcpu, KVMDescriptor(rawValue: result), name: "kvm-vcpu:\(argument)")
+        return try publish(session, file, request, argument, as: .vcpu, name: "kvm-vcpu:\(argument)")
     case KVMRequest.getStatisticsDescriptor.rawValue:
-        return try session.publish(.statistics, KVMDescriptor(rawValue: result), name: "kvm-stats")
-    default: return result
+        return try publish(session, file, request, argument, as: .statistics, name: "kvm-stats")
+    default: return try session.backend.ioctl(file.descriptor, request, argument)
+    }
+}
+
+@inline(never)
+private func publish(
+    _ session: Session, _ file: ClientFile, _ request: UInt32, _ argument: UInt, as kind: ClientFile.Kind, name: String
+) throws(Errno) -> Int32 {
+    // As the kernel's.
+    try session.publish(kind, name: name, closesOnExec: kind != .statistics) { () throws(Errno) in
+        KVMDescriptor(rawValue: try session.backend.ioctl(file.descriptor, request, argument))
     }
 }
 
@@ -77,6 +92,8 @@ func mapObject(
     _ offset: Int
 ) -> Int {
     guard let file = ClientFile(entry: entry) else { return -Int(EBADF) }
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
     let session = Session.current
     do throws(Errno) {
         let mapped = try VCPUMapping(
@@ -95,13 +112,15 @@ func mapObject(
 func readObject(
     _ entry: UInt32, _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ offset: Int
 ) -> Int {
-    guard let file = ClientFile(entry: entry), file.kind == .statistics else { return -Int(EINVAL) }
-    guard let buffer else { return count == 0 ? 0 : -Int(EFAULT) }
+    guard let file = ClientFile(entry: entry) else { return -Int(EBADF) }
+    guard file.kind == .statistics else { return -Int(EINVAL) }
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
     let start = offset >= 0 ? offset : lseek(descriptor, 0, SEEK_CUR)
     guard start >= 0 else { return -Int(errno) }
     do throws(Errno) {
         let result = try Session.current.backend.readStatistics(
-            file.descriptor, at: start, into: UnsafeMutableRawBufferPointer(start: buffer, count: max(0, count)))
+            file.descriptor, at: start, to: UInt(bitPattern: buffer), byteCount: count)
         if offset < 0 { lseek(descriptor, result, SEEK_CUR) }
         return result
     } catch {
@@ -112,12 +131,16 @@ func readObject(
 @_cdecl("martlet_preload_retain")
 func retainObject(_ entry: UInt32) {
     guard let file = ClientFile(entry: entry), file.descriptor.rawValue >= 0 else { return }
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
     Session.existing?.retain(file.descriptor)
 }
 
 @_cdecl("martlet_preload_release")
 func releaseObject(_ entry: UInt32) {
     guard let file = ClientFile(entry: entry), file.descriptor.rawValue >= 0 else { return }
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
     Session.existing?.trace?.record("close", file, "", "")
     Session.existing?.release(file.descriptor)
 }
@@ -125,14 +148,36 @@ func releaseObject(_ entry: UInt32) {
 @_cdecl("martlet_preload_enter_cancellable")
 func enterCancellable(_ entry: UInt32, _ thread: UInt) {
     guard let file = ClientFile(entry: entry), file.kind == .vcpu else { return }
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
     Session.existing?.enterCancellable(thread, file.descriptor)
 }
 
 @_cdecl("martlet_preload_leave_cancellable")
-func leaveCancellable(_ thread: UInt) { Session.existing?.leaveCancellable(thread) }
+func leaveCancellable(_ thread: UInt) {
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
+    Session.existing?.leaveCancellable(thread)
+}
 
 @_cdecl("martlet_preload_cancelled")
-func cancelThread(_ thread: UInt) { Session.existing?.cancel(thread) }
+func cancelThread(_ thread: UInt) {
+    ClientSignals.enterCore()
+    defer { ClientSignals.leaveCore() }
+    Session.existing?.cancel(thread)
+}
+
+@_cdecl("martlet_preload_before_fork")
+func beginFork() {
+    ClientSignals.enterCore()
+    Session.beginFork()
+}
+
+@_cdecl("martlet_preload_after_fork")
+func endFork() {
+    Session.endFork()
+    ClientSignals.leaveCore()
+}
 
 @_cdecl("martlet_preload_forked")
 func forkedProcess() { Session.forget() }

@@ -56,7 +56,11 @@ final class Session: @unchecked Sendable {
     static func forget() {
         place.store(0, ordering: .releasing)
         for descriptor in 0..<martlet_preload_end() {
-            guard let file = ClientFile(entry: martlet_preload_entry(descriptor)) else { continue }
+            guard let file = ClientFile(entry: martlet_preload_entry(descriptor)) else {
+                // The library's own, of which the child will have others.
+                _ = martlet_preload_exchange(descriptor, 0)
+                continue
+            }
             let kind: ClientFile.Kind
             switch file.kind {
             case .system, .inheritedSystem: kind = .inheritedSystem
@@ -68,18 +72,26 @@ final class Session: @unchecked Sendable {
 
     // MARK: Descriptors
 
-    /// Gives the client a descriptor for an object of the core.
-    /// - Throws: as `ClientFile.open`; the object is closed then.
+    /// Makes an object of the core and gives the client a descriptor for it.
+    ///
+    /// The file comes first: what the core has published, as a vCPU, cannot be taken back.
+    /// - Throws: as `ClientFile.makeFile`, and what `make` throws.
     func publish(
-        _ kind: ClientFile.Kind, _ object: KVMDescriptor, name: String, closesOnExec: Bool = true
+        _ kind: ClientFile.Kind, name: String, closesOnExec: Bool = true, _ make: () throws(Errno) -> KVMDescriptor
     ) throws(Errno) -> Int32 {
-        lock.withLock { counts[object, default: 0] += 1 }
-        do {
-            return try ClientFile.open(ClientFile(kind, object), name: name, closesOnExec: closesOnExec)
+        let descriptor = try ClientFile.makeFile(kind, name: name, closesOnExec: closesOnExec)
+        let object: KVMDescriptor
+        do throws(Errno) {
+            object = try make()
         } catch {
-            release(object)
+            close(descriptor)
             throw error
         }
+        retain(object)
+        if let old = ClientFile.enter(ClientFile(kind, object), at: descriptor), old.descriptor.rawValue >= 0 {
+            release(old.descriptor)
+        }
+        return descriptor
     }
 
     func retain(_ object: KVMDescriptor) {
@@ -108,6 +120,19 @@ final class Session: @unchecked Sendable {
     }
 
     // MARK: Forks
+
+    /// Takes what a child needs to find free.
+    static func beginFork() {
+        creation.lock()
+        SystemFile.beginFork()
+        ClientSignals.beginFork()
+    }
+
+    static func endFork() {
+        ClientSignals.endFork()
+        SystemFile.endFork()
+        creation.unlock()
+    }
 
     /// A descriptor of the device that the process inherited gets an object of its own.
     func adopt(_ descriptor: Int32) throws(Errno) -> ClientFile {

@@ -85,7 +85,8 @@ enum VirtualizationFlag {
     private static func makeIllegal(_ site: UInt) {
         let page = UnsafeMutableRawPointer(bitPattern: site & ~4095)
         let byteCount = Int(site & 4095) + 2
-        guard mprotect(page, byteCount, PROT_READ | PROT_WRITE) == 0 else { return }
+        // Executable all the time: a system that forbids this forbids it before anything is changed.
+        guard mprotect(page, byteCount, PROT_READ | PROT_WRITE | PROT_EXEC) == 0 else { return }
         UnsafeMutableRawPointer(bitPattern: site + 1)?.storeBytes(of: illegal, as: UInt8.self)
         mprotect(page, byteCount, PROT_READ | PROT_EXEC)
     }

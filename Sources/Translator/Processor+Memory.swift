@@ -94,6 +94,8 @@ extension Processor {
         if access.kind == .write {
             if isReadOnly { return .device(translation.physical | linear & 0xFFF) }
             slot.pointee.markDirty(frame: frame, ring: walk.dirtyRing)
+            // String instructions look for attention between pages.
+            if let ring = walk.dirtyRing, ring.isFull { raiseAttention() }
             if cache.isMarked(page.pageNumber) || shadow?.mmu.isTracked(frame.value) == true {
                 return .memory(host, page: frame.value, isGuarded: true)
             }

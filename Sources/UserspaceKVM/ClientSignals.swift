@@ -7,10 +7,10 @@ import Translator
 /// Makes the client's signals end `KVM_RUN`, as they end the system call.
 ///
 /// A handler that returns lets the interrupted code go on, and leaves no trace that a vCPU could find. So every handler gets
-/// a wrapper once a vCPU runs. Outside `KVM_RUN` it does what the client's action says. Inside, the thread stands in guest
-/// code or in the core, where a handler must neither issue requests nor jump away; so there the wrapper makes the call end,
-/// blocks the signal and sends it to the thread once more. It is pending then until the call is over: the handler runs at
-/// the call's end, with the information that came with the signal.
+/// a wrapper. Outside the core it does what the client's action says. Inside, the thread holds locks or stands in guest code,
+/// where a handler must neither issue requests nor jump away; so there the wrapper makes `KVM_RUN` end, blocks the signal and
+/// sends it to the thread once more. It is pending then until the thread leaves the core: the handler runs at the call's
+/// end, with the information that came with the signal.
 ///
 /// Signals that `KVM_SET_SIGNAL_MASK` lets through may have no handler at all, because the client blocks them and takes them
 /// with `sigwait`. They get the wrapper too; what it does about them outside `KVM_RUN` is the default action.
@@ -32,9 +32,27 @@ public enum ClientSignals {
     }()
     /// The signals that have the wrapper, one bit each from signal 1 on. Guarded by `lock`.
     private nonisolated(unsafe) static var wrapped: UInt64 = 0
+    /// Those that masks of `KVM_SET_SIGNAL_MASK` let through, which need no handler. Guarded by `lock`.
+    private nonisolated(unsafe) static var admitted: UInt64 = 0
     private static let isActive = Atomic<Bool>(false)
 
-    /// Gives every handler the wrapper. To be called when a vCPU runs for the first time. > Concurrency: any thread.
+    /// The thread enters the core: handlers wait. Calls nest. > Concurrency: any thread.
+    @inline(__always)
+    public static func enterCore() { martlet_enter_core() }
+
+    /// The thread leaves the core, without locks: handlers that waited run.
+    @inline(__always)
+    public static func leaveCore() {
+        let signals = martlet_leave_core()
+        if signals != 0 { SignalMask.unblock(signals) }
+    }
+
+    /// Around a fork, inside the core: the child finds the lock free.
+    public static func beginFork() { lock.lock() }
+    public static func endFork() { lock.unlock() }
+
+    /// Gives every handler the wrapper. To be called before the core is used, and when a vCPU runs for the first time: a
+    /// client whose `sigaction` does not come here may have set handlers since. > Concurrency: any thread.
     static func activate() {
         withLock {
             for signal in 1...CInt(64) where !excluded.contains(signal) { wrap(signal, evenWithoutHandler: false) }
@@ -47,6 +65,7 @@ public enum ClientSignals {
         activate()
         withLock {
             for signal in 1...CInt(64) where mask & bit(signal) == 0 && !excluded.contains(signal) {
+                admitted |= bit(signal)
                 wrap(signal, evenWithoutHandler: !ignoredByDefault.contains(signal))
             }
         }
@@ -82,13 +101,14 @@ public enum ClientSignals {
         guard wrapped & bit(signal) != 0 else {
             guard var new else { return martlet_exchange_action(signal, nil, &previous) }
             let error = martlet_exchange_action(signal, &new, &previous)
-            if error == 0 { wrap(signal, evenWithoutHandler: false) }
+            if error == 0 { wrap(signal, evenWithoutHandler: endsRunByDefault(signal)) }
             return error
         }
         previous = actions[Int(signal)]
         guard var new else { return 0 }
         actions[Int(signal)] = new
-        if handlerAddress(of: new) > 1 {
+        let handler = handlerAddress(of: new)
+        if handler > 1 || handler == 0 && endsRunByDefault(signal) {
             install(signal)
             return 0
         }
@@ -105,6 +125,10 @@ public enum ClientSignals {
         pthread_sigmask(SIG_SETMASK, &all, &old)
         defer { pthread_sigmask(SIG_SETMASK, &old, nil) }
         return lock.withLock(body)
+    }
+
+    private static func endsRunByDefault(_ signal: CInt) -> Bool {
+        admitted & bit(signal) != 0 && !ignoredByDefault.contains(signal)
     }
 
     private static func bit(_ signal: CInt) -> UInt64 { 1 << UInt64(signal - 1) }
@@ -142,14 +166,22 @@ public enum ClientSignals {
     private static func handle(
         _ signal: CInt, _ information: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
     ) {
-        if let vcpu = martlet_thread_context(), let information, let context {
-            // SAFETY: the vCPU is alive while a thread runs it, and the place is emptied before that ends.
-            Unmanaged<UserspaceVCPU>.fromOpaque(vcpu).takeUnretainedValue().didTakeHostSignal(signal)
+        if martlet_get_core_depth() != 0, let information, let context {
+            let error = errno
+            if let vcpu = martlet_thread_context() {
+                // SAFETY: the vCPU is alive while a thread runs it, and the place is emptied before that ends.
+                Unmanaged<UserspaceVCPU>.fromOpaque(vcpu).takeUnretainedValue().didTakeHostSignal()
+            }
+            _ = martlet_exchange_deferred_signals(martlet_get_deferred_signals() | bit(signal))
             sigaddset(martlet_context_signal_mask(context), signal)
             // A full queue loses the signal, as it would have lost one more of the sender's.
             _ = martlet_requeue_signal(signal, information)
+            errno = error
             return
         }
+        // What the thread is about to unblock is blocked again when the handler returns, and its own affair.
+        let deferred = martlet_exchange_deferred_signals(0)
+        defer { _ = martlet_exchange_deferred_signals(deferred) }
         let action = actions[Int(signal)]
         switch handlerAddress(of: action) {
         case 0:

@@ -27,6 +27,7 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     public init(mmu: MMUKind = .walk) {
         self.mmu = mmu
         HostFaults.install()
+        ClientSignals.activate()
         supportedCPUID = SupportedCPUID(host: host, tscKilohertz: TSCFrequency.kilohertz).entries
     }
 
@@ -37,6 +38,8 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     }
 
     public func ioctl(_ descriptor: KVMDescriptor, _ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
+        ClientSignals.enterCore()
+        defer { ClientSignals.leaveCore() }
         HostFaults.admit()
         let object = try descriptors.object(descriptor)
         guard let known = KVMRequest(rawValue: request) else {
@@ -108,6 +111,18 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     ) throws(Errno) -> Int {
         guard case .statistics(let file) = try descriptors.object(descriptor) else { throw .invalidArgument }
         return file.read(at: offset, into: buffer)
+    }
+
+    /// As the other `readStatistics`, into memory of a client that may not be there.
+    /// - Throws: `EFAULT`, and as the other.
+    public func readStatistics(
+        _ descriptor: KVMDescriptor, at offset: Int, to address: UInt, byteCount: Int
+    ) throws(Errno) -> Int {
+        guard case .statistics(let file) = try descriptors.object(descriptor) else { throw .invalidArgument }
+        HostFaults.admit()
+        let part = file.part(at: offset, byteCount: byteCount)
+        try ClientMemory.copyOut(Array(part), to: address)
+        return part.count
     }
 
     /// The corresponding C request is `KVM_GET_STATS_FD` of a vCPU; it does not wait for one that runs.

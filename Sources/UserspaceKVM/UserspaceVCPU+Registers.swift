@@ -127,7 +127,7 @@ extension UserspaceVCPU {
     /// Takes over the interrupt that `KVM_GET_SREGS` showed as being delivered.
     func setInterruptBitmap(of registers: SpecialRegisters) {
         let vector = withUnsafeBytes(of: registers.interrupt_bitmap) { bytes in
-            (0..<256).last { bytes[$0 / 8] & 1 << UInt8($0 % 8) != 0 }
+            (0..<256).first { bytes[$0 / 8] & 1 << UInt8($0 % 8) != 0 }
         }
         if let vector {
             processor.system.pendingEvent = PendingEvent(kind: .externalInterrupt, vector: UInt8(vector))

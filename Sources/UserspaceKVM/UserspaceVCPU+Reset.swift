@@ -19,6 +19,8 @@ extension UserspaceVCPU {
     func plugIn(isBootstrapProcessor: Bool) {
         isParked = false
         cpuidTable = CPUIDTable()
+        processor.cpuidDidChange()
+        clientAPICBase = Self.initialAPICBase(isBootstrapProcessor: isBootstrapProcessor)
         paravirtualClock = ParavirtualClock()
         machineCheck = MachineCheck()
         hasPendingTripleFault = false
@@ -40,6 +42,7 @@ extension UserspaceVCPU {
         // Behind that is the machine's ring.
         runArea.bytes[..<Limits.coalescedRingOffset].initializeMemory(as: UInt8.self, repeating: 0)
         apic?.unmasksLINT0 = quirks.contains(.unmaskedLINT0)
+        apic?.assumeFeatures()
         apic?.resetForPowerUp()
         apic?.tscFrequencyKilohertz = vm.tscKilohertz
         // Forgets every translation, too: no request has reached it.

@@ -17,8 +17,8 @@ extension UserspaceVCPU {
         guard !isParked else { throw .noSuchAddressOrDevice }
         // Locals, so that the loop counts no references.
         guard let processor, let requests else { throw .noSuchAddressOrDevice }
-        if !hasRun { ClientSignals.activate() }
-        hasRun = true
+        if !hasWrappedHandlers { ClientSignals.activate() }
+        hasWrappedHandlers = true
         processor.reportsEmulationFailures = vm.settings.exitsOnEmulationFailure.load(ordering: .relaxed)
         if apic == nil { clientTaskPriority = UInt8(truncatingIfNeeded: runArea.run.pointee.cr8) & 0xF }
         defer { publishRunState() }
@@ -33,6 +33,8 @@ extension UserspaceVCPU {
             if !completes, let vector = endedVectors.highest { return exitForEnd(of: vector) }
             if isInterruptWindowOpen { return exit(KVM_EXIT_IRQ_WINDOW_OPEN) }
             if processor.system.activity != .running {
+                // Also with an answered access, which waits: the client has changed the activity since.
+                if mustReturn { throw interrupted(keepsReason: isImmediate) }
                 try waitForActivity()
                 continue
             }
@@ -42,14 +44,20 @@ extension UserspaceVCPU {
                 hasPendingTripleFault = false
                 return exit(KVM_EXIT_SHUTDOWN)
             }
-            if let ring = processor.dirtyRing, ring.isFull, !completes { return exit(KVM_EXIT_DIRTY_RING_FULL) }
+            let isRingFull = processor.dirtyRing?.isFull ?? false
+            if isRingFull, !completes { return exit(KVM_EXIT_DIRTY_RING_FULL) }
             // With attention raised, the processor completes the access that was answered and no more.
-            if completes, mustReturn || hasPendingNMI { processor.raiseAttention() } else { processor.clearAttention() }
+            if completes, mustReturn || hasPendingNMI || isRingFull {
+                processor.raiseAttention()
+            } else {
+                processor.clearAttention()
+            }
             requests.enter()
             // Who asks for something from here on finds the vCPU inside and raises attention. What came before that, and
             // after the looks above, is found now.
             if mustReturn || hasAcceptableInitialize { processor.raiseAttention() }
             // The clock is slow to read: between the timer thread's signals, now and then is enough.
+            hasRun = true
             counters.entries.increment()
             if takeSignal(.timer) || counters.entries.value & 15 == 0 { serviceTimer() }
             if takeSignal(.clockChanged) { writeParavirtualClock() }
@@ -134,20 +142,26 @@ extension UserspaceVCPU {
 
     // MARK: Interruption
 
-    /// Runs `body` with the signals that `KVM_SET_SIGNAL_MASK` asks for, as the thread that its signals are to end.
+    /// ``run()`` with the signals that `KVM_SET_SIGNAL_MASK` asks for, on the thread that its signals are to end.
     ///
-    /// - Returns: what the body returned, and what to do about signals when the vCPU's lock is free again: a handler that
-    ///   waited may issue requests.
-    func withHostSignals<Result>(_ body: () throws(Errno) -> Result) -> (Swift.Result<Result, Errno>, SignalRestoration)
-    {
+    /// > Concurrency: as `run()`, inside the core (``ClientSignals``).
+    func runWithHostSignals() -> Result<Int32, Errno> {
         tookHostSignal.store(false, ordering: .relaxed)
-        deferredHostSignals = 0
         martlet_set_thread_context(Unmanaged.passUnretained(self).toOpaque())
-        var oldMask: UInt64?
-        if let signalMask { oldMask = SignalMask.replace(signalMask) }
-        let result = Swift.Result(catching: body)
-        martlet_set_thread_context(nil)
-        return (result, SignalRestoration(oldMask: oldMask, deferred: deferredHostSignals))
+        defer { martlet_set_thread_context(nil) }
+        guard let signalMask else {
+            // Those that came on the way here end the call, too.
+            if martlet_get_deferred_signals() != 0 { tookHostSignal.store(true, ordering: .relaxed) }
+            return Result(catching: run)
+        }
+        let deferred = martlet_get_deferred_signals()
+        let mask = SignalMask.replace(signalMask)
+        let result = Result(catching: run)
+        _ = SignalMask.replace(mask)
+        // Signals that the client itself keeps blocked stay pending.
+        let blocked = mask & ~deferred
+        _ = martlet_exchange_deferred_signals(martlet_get_deferred_signals() & ~blocked)
+        return result
     }
 
     /// The client wants its thread back.
@@ -157,8 +171,7 @@ extension UserspaceVCPU {
 
     /// A signal of the client reached the owner's thread.
     /// > Concurrency: the owner's thread, in a signal handler.
-    func didTakeHostSignal(_ signal: CInt) {
-        deferredHostSignals |= 1 << UInt64(signal - 1)
+    func didTakeHostSignal() {
         // ORDERING: the full fence that `VCPURequests.kick` asks of its callers.
         tookHostSignal.store(true, ordering: .sequentiallyConsistent)
         requests.kick()
@@ -322,23 +335,5 @@ extension UserspaceVCPU {
     private func takeNMI() -> Bool {
         if let apic, apic.hasPendingNMI { return apic.takeNMI() }
         return takeSignal(.nmi)
-    }
-}
-
-/// What is left to be done about the thread's signals when a `KVM_RUN` is over.
-struct SignalRestoration {
-    /// The thread's mask before the run, if `KVM_SET_SIGNAL_MASK` replaced it.
-    var oldMask: UInt64?
-    /// Signals that arrived during the run, and are blocked and pending.
-    var deferred: UInt64
-
-    /// Lets the client's handlers run.
-    /// > Concurrency: the thread that ran the vCPU, without locks.
-    func perform() {
-        if let oldMask {
-            _ = SignalMask.replace(oldMask)
-        } else if deferred != 0 {
-            SignalMask.unblock(deferred)
-        }
     }
 }

@@ -17,21 +17,26 @@ extension UserspaceVCPU {
         guard (run.pointee.kvm_valid_regs | run.pointee.kvm_dirty_regs) & ~Self.synchronizedRegisters == 0
         else { throw .invalidArgument }
         guard run.pointee.kvm_dirty_regs != 0 else { return }
-        if takesDirty(KVM_SYNC_X86_REGS) { generalRegisters = run.pointee.s.regs.regs }
-        if takesDirty(KVM_SYNC_X86_SREGS) {
+        // One that is refused stays dirty.
+        if isDirty(KVM_SYNC_X86_REGS) {
+            generalRegisters = run.pointee.s.regs.regs
+            clean(KVM_SYNC_X86_REGS)
+        }
+        if isDirty(KVM_SYNC_X86_SREGS) {
             let registers = run.pointee.s.regs.sregs
             try setSpecialRegisters(registers)
             setInterruptBitmap(of: registers)
+            clean(KVM_SYNC_X86_SREGS)
         }
-        if takesDirty(KVM_SYNC_X86_EVENTS) { try setEvents(run.pointee.s.regs.events) }
+        if isDirty(KVM_SYNC_X86_EVENTS) {
+            try setEvents(run.pointee.s.regs.events)
+            clean(KVM_SYNC_X86_EVENTS)
+        }
     }
 
-    private func takesDirty(_ set: UInt) -> Bool {
-        let run = runArea.run
-        guard run.pointee.kvm_dirty_regs & UInt64(set) != 0 else { return false }
-        run.pointee.kvm_dirty_regs &= ~UInt64(set)
-        return true
-    }
+    private func isDirty(_ set: UInt) -> Bool { runArea.run.pointee.kvm_dirty_regs & UInt64(set) != 0 }
+
+    private func clean(_ set: UInt) { runArea.run.pointee.kvm_dirty_regs &= ~UInt64(set) }
 
     /// Fills the register sets that the client wants to see.
     func storeSynchronizedRegisters() {

@@ -59,11 +59,11 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
     var signalMask: UInt64?
     /// A signal of the client has come during this `KVM_RUN`. Written by the owner's thread, also in a signal handler.
     let tookHostSignal = Atomic<Bool>(false)
-    /// Those that came, one bit each. As `tookHostSignal`.
-    var deferredHostSignals: UInt64 = 0
     /// It was unplugged: no request reaches it, so it must not run.
     var isParked = false
-    /// `KVM_RUN` got past its first checks once; CPUID is fixed from then on.
+    /// `KVM_RUN` was called: handlers that the client had then end it.
+    var hasWrappedHandlers = false
+    /// Guest code was entered; CPUID is fixed from then on.
     var hasRun = false
     /// A hypercall of another vCPU ended HLT.
     var isUnhalted = false
@@ -92,8 +92,7 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         try vm.writes.ring.show(in: runMemory, at: Limits.coalescedRingOffset)
         runArea = RunArea(
             UnsafeMutableRawBufferPointer(start: runMemory.baseAddress, count: Limits.runAreaByteCount))
-        clientAPICBase =
-            APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
+        clientAPICBase = Self.initialAPICBase(isBootstrapProcessor: isBootstrapProcessor)
         requests = VCPURequests(gate: vm.gate, target: self)
         processor = try Processor(
             memory: vm.memory, cache: vm.cache, shadow: vm.shadow, mmu: vm.mmu, platform: self)
@@ -112,6 +111,10 @@ final class UserspaceVCPU: @unchecked Sendable, VCPUTableElement {
         }
         powerUp(isBootstrapProcessor: isBootstrapProcessor)
         vm.timers.add(timerSlot)
+    }
+
+    static func initialAPICBase(isBootstrapProcessor: Bool) -> UInt64 {
+        APICBase.defaultAddress | APICBase.enable | (isBootstrapProcessor ? APICBase.bootstrapProcessor : 0)
     }
 
     /// Runs `body` as the owner.

@@ -31,8 +31,15 @@ struct ClientProgram {
         return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG && access(path, X_OK) == 0
     }
 
+    /// How many scripts the kernel follows to the program that runs the last of them.
+    private static let maximumScriptCount = 5
+
+    /// - Parameter scriptCount: how many scripts led here.
     /// - Throws: if a library cannot be loaded before the program.
-    func check() throws {
+    func check(scriptCount: Int = 0) throws {
+        guard scriptCount <= Self.maximumScriptCount else {
+            throw CommandFailure.badInput("\(path) is run by a script that is run by a script, and so on")
+        }
         try checkPrivileges()
         let head = try read(path)
         guard head.starts(with: Array("#!".utf8)) else { return try checkELF(head) }
@@ -40,7 +47,7 @@ struct ClientProgram {
         let line = head.dropFirst(2).prefix { $0 != UInt8(ascii: "\n") }
         let words = String(decoding: line, as: UTF8.self).split { $0 == " " || $0 == "\t" }
         guard let interpreter = words.first else { return }
-        try ClientProgram(named: String(interpreter)).check()
+        try ClientProgram(named: String(interpreter)).check(scriptCount: scriptCount + 1)
     }
 
     private func checkPrivileges() throws {
@@ -73,7 +80,8 @@ struct ClientProgram {
             throw CommandFailure.badInput("\(path) is neither an ELF program nor a script")
         }
         func number(_ offset: Int, _ byteCount: Int) -> Int {
-            (0..<byteCount).reduce(0) { offset + $1 < head.count ? $0 | Int(head[offset + $1]) << (8 * $1) : $0 }
+            guard offset >= 0, offset <= head.count - byteCount else { return 0 }
+            return (0..<byteCount).reduce(0) { $0 | Int(truncatingIfNeeded: UInt(head[offset + $1]) << UInt(8 * $1)) }
         }
         let (is64Bit, machine) = (head[4] == 2, number(18, 2))
         guard is64Bit, machine == 62 else {
@@ -83,7 +91,7 @@ struct ClientProgram {
         }
         let (offset, size, count) = (number(32, 8), number(54, 2), number(56, 2))
         // PT_INTERP names the dynamic linker.
-        let isDynamic = (0..<count).contains { number(offset + $0 * size, 4) == 3 }
+        let isDynamic = (0..<count).contains { number(offset &+ $0 &* size, 4) == 3 }
         guard isDynamic else {
             throw CommandFailure.badInput(
                 "\(path) is statically linked, so no library can be loaded before it; use a dynamically linked build of it"

@@ -18,7 +18,7 @@ enum PreloadLibrary {
             throw CommandFailure.hostFailure(
                 "\(path) cannot be loaded before a program: its path has a space or a colon; move martlet")
         }
-        // Loads and unloads what the library needs, not the library itself.
+        // Loads what the library needs, not the library itself.
         for needed in neededLibraries where dlopen(needed, RTLD_LAZY) == nil {
             let package = needed.hasPrefix("libZydis") ? "; install the package libzydis4.0" : ""
             throw CommandFailure.hostFailure("\(name) needs \(needed), which is not there\(package)")

@@ -172,6 +172,34 @@ import UserspaceKVM
         }
     }
 
+    /// Also where each entry begins with the completion of an access that the client has answered, which writes a page.
+    @Test func aFullRingStopsAGuestThatTakesInput() throws {
+        // A byte to every page from 0x1_0000 to 0xF_F000: mov ax,1000h ; next: mov es,ax ; xor di,di ; insb ; add ax,100h ;
+        // jnc next ; hlt
+        let fixture = try Fixture(code: [
+            0xB8, 0x00, 0x10, 0x8E, 0xC0, 0x31, 0xFF, 0x6C, 0x05, 0x00, 0x01, 0x73, 0xF6, 0xF4
+        ])
+        var pages: [UInt64] = []
+        var fullCount = 0
+        loop: while true {
+            switch try fixture.vcpu.run() {
+            case .io(let access): access.value = 0x5A
+            case .unknown(UInt32(KVM_EXIT_DIRTY_RING_FULL)):
+                fullCount += 1
+                pages += fixture.harvest()
+                try fixture.machine.resetDirtyRings()
+            case .hlt: break loop
+            case let exit:
+                Issue.record("\(exit)")
+                return
+            }
+        }
+        pages += fixture.harvest()
+        #expect(fullCount == 1)
+        #expect(pages.sorted() == Array(0x10...0xFF))
+        #expect((0x10...0xFF).allSatisfy { fixture.memory[$0 << 12] == 0x5A })
+    }
+
     /// A guest that writes more pages than the ring has room for leaves until the client has taken them.
     @Test func aFullRingStopsTheGuest() throws {
         // Every page from 0x1_0000 to 0xF_F000: mov ax,1000h ; next: mov es,ax ; mov es:[0],al ; add ax,100h ; jnc next ;

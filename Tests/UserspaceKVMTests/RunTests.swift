@@ -23,6 +23,33 @@ import UserspaceKVM
         #expect(try small.vcpu.registers().rip == UInt64(SmallMachine.codeAddress + 5))
     }
 
+    /// A vCPU that is made to wait in the middle of an access returns where the client wants it, and completes the access later.
+    @Test(arguments: [MPState.halted, .uninitialized, .initReceived])
+    func waitsWithinAnAccess(state: MPState) throws {
+        // in al,0x10 ; out 0x11,al
+        let small = try SmallMachine(code: [0xE4, 0x10, 0xE6, 0x11], hasIRQChip: true)
+        guard case .io(let access) = try small.vcpu.run(), !access.isWrite else {
+            Issue.record("no port exit: \(small.vcpu.runArea.exit)")
+            return
+        }
+        access.value = 0x5A
+        try small.vcpu.setMPState(state)
+        small.vcpu.immediateExit = true
+        for _ in 0..<3 {
+            guard case .interrupted = try small.vcpu.run() else {
+                Issue.record("no return: \(small.vcpu.runArea.exit)")
+                return
+            }
+        }
+        small.vcpu.immediateExit = false
+        try small.vcpu.setMPState(.runnable)
+        guard case .io(let output) = try small.vcpu.run() else {
+            Issue.record("no port exit: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(output.port == 0x11 && output.value == 0x5A)
+    }
+
     @Test func portInputTakesTheAnswer() throws {
         // mov dx,0x3F8 ; in al,dx ; mov [0x2000],al ; hlt
         let small = try SmallMachine(code: [0xBA, 0xF8, 0x03, 0xEC, 0xA2, 0x00, 0x20, 0xF4])

@@ -134,3 +134,12 @@ static inline int martlet_epoll_wait(int epoll, uint64_t *token)
 	*token = event.data.u64;
 	return 0;
 }
+
+// Who wants to know which descriptors this code opens for itself, in a process whose program does not know of them; NULL without
+// such. Called before a descriptor is used and before it is closed.
+extern void (*martlet_descriptor_watcher)(int fd, _Bool is_taken);
+
+static inline void martlet_note_descriptor(int fd, _Bool is_taken)
+{
+	if (martlet_descriptor_watcher) martlet_descriptor_watcher(fd, is_taken);
+}

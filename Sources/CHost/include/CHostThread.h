@@ -86,6 +86,46 @@ static inline void martlet_set_thread_takes_faults(void)
 	martlet_thread_takes_faults = 1;
 }
 
+// How often the thread has entered the core without having left it, and the signals that came meanwhile and are put off to the
+// end: bit n - 1 is signal n. A handler on the thread may look at both at any moment.
+extern MARTLET_THREAD_WORD uint32_t martlet_thread_core_depth;
+extern MARTLET_THREAD_WORD uint64_t martlet_thread_deferred_signals;
+
+static inline void martlet_enter_core(void)
+{
+	__atomic_store_n(&martlet_thread_core_depth, martlet_thread_core_depth + 1, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+static inline uint64_t martlet_exchange_deferred_signals(uint64_t value)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	uint64_t old = __atomic_load_n(&martlet_thread_deferred_signals, __ATOMIC_RELAXED);
+	__atomic_store_n(&martlet_thread_deferred_signals, value, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	return old;
+}
+
+static inline uint64_t martlet_get_deferred_signals(void)
+{
+	return __atomic_load_n(&martlet_thread_deferred_signals, __ATOMIC_RELAXED);
+}
+
+// Returns the signals to unblock, if the thread is outside now. Handlers run from the first store on.
+static inline uint64_t martlet_leave_core(void)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	__atomic_store_n(&martlet_thread_core_depth, martlet_thread_core_depth - 1, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (__builtin_expect(martlet_thread_core_depth || !martlet_get_deferred_signals(), 1)) return 0;
+	return martlet_exchange_deferred_signals(0);
+}
+
+static inline uint32_t martlet_get_core_depth(void)
+{
+	return __atomic_load_n(&martlet_thread_core_depth, __ATOMIC_RELAXED);
+}
+
 // The thread's id, once it takes the signal that ends KVM_RUN of the kernel; 0 before.
 extern MARTLET_THREAD_WORD int32_t martlet_thread_kick_id;
 

@@ -14,6 +14,8 @@
 enum {
 	// Descriptors from this number on are never Martlet's: twice the kernel's default limit of open files.
 	MARTLET_PRELOAD_DESCRIPTORS = 1 << 21,
+	// The entry of a file that Martlet uses itself: the client may neither close nor replace it.
+	MARTLET_PRELOAD_RESERVED = 7,
 };
 
 // What descriptor `fd` is: 0 if it is not Martlet's, otherwise 1 + the number of an object.
@@ -57,6 +59,9 @@ void martlet_preload_enter_cancellable(uint32_t entry, uintptr_t thread);
 void martlet_preload_leave_cancellable(uintptr_t thread);
 // Somebody cancelled the thread.
 void martlet_preload_cancelled(uintptr_t thread);
+// A fork is about to happen, and has happened in this process: nobody else holds the locks that a child needs.
+void martlet_preload_before_fork(void);
+void martlet_preload_after_fork(void);
 // The process is a child of one that used objects.
 void martlet_preload_forked(void);
 // Takes out of `set` what threads must not block: the signals of faults.

@@ -49,11 +49,16 @@ struct StatisticsFile: Sendable {
     ///
     /// - Returns: how many bytes there were; 0 behind the end.
     func read(at offset: Int, into buffer: UnsafeMutableRawBufferPointer) -> Int {
-        let contents = contents
-        guard offset >= 0, offset < contents.count else { return 0 }
-        let part = contents[offset..<min(contents.count, offset + buffer.count)]
+        let part = part(at: offset, byteCount: buffer.count)
         buffer.copyBytes(from: part)
         return part.count
+    }
+
+    /// A part of the file's contents as they are now; none behind the end.
+    func part(at offset: Int, byteCount: Int) -> ArraySlice<UInt8> {
+        let contents = contents
+        guard offset >= 0, offset < contents.count else { return [] }
+        return contents[offset...].prefix(max(0, byteCount))
     }
 
     private var contents: [UInt8] {

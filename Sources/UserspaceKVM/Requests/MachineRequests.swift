@@ -15,7 +15,7 @@ extension UserspaceKVM {
         case .getStatisticsDescriptor: return try openStatistics(of: vm)
         case .parkVCPU: try vm.parkVCPU(id: argument)
         case .createIRQChip: try vm.createIRQChip()
-        case .createPIT: try vm.createPIT(answersSpeakerPort: false)
+        case .createPIT: try vm.createPIT(answersSpeakerPort: true)
         case .createPIT2: try vm.createPIT(PITRequest.decodeConfiguration(at: argument))
         case .setBootCPUID: try vm.setBootVCPU(id: argument)
         case .enableCapability: try vm.enableCapability(at: argument)

@@ -21,9 +21,8 @@ extension UserspaceVCPU {
         if request == .run {
             guard argument == 0 else { throw .invalidArgument }
             lock.lock()
-            let (result, restoration) = withHostSignals { () throws(Errno) in try run() }
+            let result = runWithHostSignals()
             lock.unlock()
-            restoration.perform()
             return try result.get()
         }
         lock.lock()

@@ -196,6 +196,132 @@ static void faults(void)
 	CHECK(handled == 1);
 }
 
+// With a handler that issues requests itself, at any moment of requests and runs.
+static volatile sig_atomic_t is_over;
+
+static void ask_again(int signal)
+{
+	(void)signal;
+	int saved = errno;
+	struct kvm_regs registers;
+	CHECK(ioctl(client.vcpu, KVM_GET_REGS, &registers) == 0);
+	handled++;
+	errno = saved;
+}
+
+static void *send_until_over(void *argument)
+{
+	pthread_t target = *(pthread_t *)argument;
+	for (unsigned i = 0; !is_over; i++) {
+		pthread_kill(target, SIGUSR1);
+		for (volatile unsigned wait = i * 7919 & 4095; wait > 0; wait--) {
+		}
+	}
+	return NULL;
+}
+
+static void storm(void)
+{
+	struct sigaction action = {.sa_handler = ask_again};
+	CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+	pthread_t self = pthread_self(), thread;
+	handled = is_over = 0;
+	pthread_create(&thread, NULL, send_until_over, &self);
+	struct kvm_sregs special;
+	for (int i = 0; i < 3000; i++) {
+		CHECK(ioctl(client.vcpu, KVM_GET_SREGS, &special) == 0);
+		FAILS(EINTR, ioctl(client.vcpu, KVM_RUN, 0));
+		void *again = mmap(NULL, 4096, PROT_READ, MAP_SHARED, client.vcpu, 0);
+		CHECK(again != MAP_FAILED && munmap(again, 4096) == 0);
+	}
+	is_over = 1;
+	pthread_join(thread, NULL);
+	CHECK(handled >= 3000);
+	sigset_t mask;
+	CHECK(pthread_sigmask(SIG_BLOCK, NULL, &mask) == 0 && !sigismember(&mask, SIGUSR1));
+}
+
+// The default action of a signal that only the mask of runs lets through is not taken.
+static void default_action_behind_the_mask(void)
+{
+	char room[sizeof(struct kvm_signal_mask) + 8];
+	struct kvm_signal_mask *mask = (struct kvm_signal_mask *)room;
+	mask->len = 8;
+	memset(mask->sigset, 0, 8);
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR2);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	CHECK(ioctl(client.vcpu, KVM_SET_SIGNAL_MASK, mask) == 0);
+	CHECK(signal(SIGUSR2, count) != SIG_ERR && signal(SIGUSR2, SIG_DFL) == count);
+	FAILS(EINTR, run_until(SIGUSR2));
+	int taken;
+	CHECK(sigwait(&set, &taken) == 0 && taken == SIGUSR2);
+	CHECK(ioctl(client.vcpu, KVM_SET_SIGNAL_MASK, NULL) == 0);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+// A handler that blocks all signals, those of faults among them, may pass a bad address.
+static void fail(int signal)
+{
+	(void)signal;
+	FAILS(EFAULT, ioctl(client.vcpu, KVM_GET_REGS, 4096));
+	handled++;
+}
+
+static void full_mask(void)
+{
+	struct sigaction action = {.sa_handler = fail};
+	sigfillset(&action.sa_mask);
+	CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+	handled = 0;
+	FAILS(EINTR, run_until(SIGUSR1));
+	CHECK(handled == 1);
+	sigset_t all, old;
+	sigfillset(&all);
+	CHECK(pthread_sigmask(SIG_SETMASK, &all, &old) == 0);
+	FAILS(EFAULT, ioctl(client.vcpu, KVM_GET_REGS, 4096));
+	CHECK(pthread_sigmask(SIG_SETMASK, &old, NULL) == 0);
+}
+
+// Children that set handlers: of vfork(), which share the memory, and of fork(), while other threads set some, too.
+static void *set_handlers(void *argument)
+{
+	(void)argument;
+	while (!is_over) signal(SIGUSR2, count);
+	return NULL;
+}
+
+static void children(void)
+{
+	signal(SIGUSR1, count);
+	pid_t child = vfork();
+	if (child == 0) {
+		signal(SIGUSR1, SIG_DFL);
+		_exit(0);
+	}
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	handled = 0;
+	FAILS(EINTR, run_until(SIGUSR1));
+	CHECK(handled == 1);
+
+	is_over = 0;
+	pthread_t thread;
+	pthread_create(&thread, NULL, set_handlers, NULL);
+	for (int i = 0; i < 50; i++) {
+		child = fork();
+		if (child == 0) {
+			alarm(60);
+			signal(SIGUSR2, SIG_IGN);
+			_exit(open("/dev/kvm", O_RDWR) >= 0 ? 0 : 1);
+		}
+		CHECK(waitpid(child, &status, 0) == child && status == 0);
+	}
+	is_over = 1;
+	pthread_join(thread, NULL);
+}
+
 static void halt(void)
 {
 	struct client halted = make_client(halt_code, sizeof halt_code, 1);
@@ -217,6 +343,10 @@ int main(void)
 	jump_out_of_a_handler();
 	mask_and_wait();
 	queued_signals();
+	storm();
+	default_action_behind_the_mask();
+	full_mask();
+	children();
 	faults();
 	halt();
 	puts("passed");

@@ -149,6 +149,7 @@ chmod +x "$root/init"
 } >"$scratch/initramfs.cpio"
 
 echo "martlet: booting $package in QEMU; this takes minutes" >&2
+: >"$scratch/console"
 timeout --foreground --kill-after=5 "${MARTLET_ORACLE_SECONDS:-900}" qemu-system-x86_64 -accel tcg,tb-size=512 -cpu max,+svm -M q35 -m 2048 \
     -nodefaults -display none -serial stdio -no-reboot -kernel "$host/vmlinuz" -initrd "$scratch/initramfs.cpio" \
     -append 'console=ttyS0 panic=-1 tsc=reliable quiet rdinit=/oracle/init' </dev/null >"$scratch/console" 2>"$scratch/errors" &
@@ -166,7 +167,8 @@ console=""
 failures=0
 # Looks for a line of the console.
 expect() {
-    if ! tr -d '\r' <"$scratch/console" | grep --quiet --extended-regexp "$2"; then
+    # Not `--quiet`, with which `tr` may be left without a reader, and the pipe fails.
+    if ! tr -d '\r' <"$scratch/console" | grep --extended-regexp "$2" >/dev/null; then
         echo "martlet: the oracle: $1: no line '$2'" >&2
         failures=$((failures + 1))
     fi

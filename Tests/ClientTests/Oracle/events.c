@@ -107,8 +107,11 @@ static void interrupt_event_requests(void)
 GUEST(waits, 16,
       "mov $0x11, %al\n out %al, $0x20\n mov $0x20, %al\n out %al, $0x21\n mov $4, %al\n out %al, $0x21\n mov $1, %al\n "
       "out %al, $0x21\n"
-      "mov $0, %al\n out %al, $0x21\n out %al, $0x80\n sti\n 1: hlt\n out %al, $0x81\n jmp 1b\n");
-GUEST(handles, 16, "out %al, $0x99\n mov $0x20, %al\n out %al, $0x20\n out %al, $0x9a\n iret\n");
+      "mov $0, %al\n out %al, $0x21\n mov $0x1000 + 2f - waits, %bp\n out %al, $0x80\n sti\n 1: hlt\n jmp 1b\n"
+      "2: out %al, $0x81\n jmp 1b\n");
+// Returns to what follows the wait.
+GUEST(handles, 16,
+      "out %al, $0x99\n mov $0x20, %al\n out %al, $0x20\n out %al, $0x9a\n pop %bx\n push %bp\n iret\n");
 
 static void interrupt_events(void)
 {

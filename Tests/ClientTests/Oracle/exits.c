@@ -124,7 +124,6 @@ static void interrupt_window(void)
 	m.run->request_interrupt_window = 1;
 	run(&m);
 	say("ready %u, interrupts %u", m.run->ready_for_interrupt_injection, m.run->if_flag);
-	say_registers(&m);
 	struct kvm_interrupt interrupt = {.irq = 0x20};
 	ASK("interrupt", m.vcpu, KVM_INTERRUPT, &interrupt);
 	m.run->request_interrupt_window = 0;
@@ -149,7 +148,7 @@ static void task_priority(void)
 		say("%s", names[i]);
 		LOAD64(&m, sets_priority);
 		handle_signal();
-		signal_later(500);
+		signal_later(1000);
 		for (int k = 0; k < 4; k++) {
 			int reason = run(&m);
 			say("cr8 %llu", m.run->cr8);

@@ -5,7 +5,7 @@ enum { HANDLER = 0x2000, LOCAL = 0xfee00000 };
 
 // What every guest here does first: switches its controller on.
 #define BEGIN "mov $0xfee00000, %ebx\n movl $0x1ff, 0xf0(%rbx)\n"
-GUEST(ends, 64, "out %al, $0x99\n mov $0xfee00000, %ebx\n movl $0, 0xb0(%rbx)\n out %al, $0x9a\n iretq\n");
+GUEST(ends, 64, "inc %r15\n out %al, $0x99\n mov $0xfee00000, %ebx\n movl $0, 0xb0(%rbx)\n out %al, $0x9a\n iretq\n");
 
 // The controllers' pages need tables of their own; every vector from 0x30 to 0x5f leads to the handler.
 static struct machine make_long(int options, const uint8_t *code, size_t count)
@@ -26,7 +26,7 @@ static struct machine make_long(int options, const uint8_t *code, size_t count)
 #define MAKE_LONG(options, guest) make_long(options, guest, guest##_end - guest)
 
 GUEST(one_shot, 64,
-      BEGIN "movl $0xb, 0x3e0(%rbx)\n movl $0x31, 0x320(%rbx)\n movl $1000, 0x380(%rbx)\n sti\n hlt\n cli\n "
+      BEGIN "movl $0xb, 0x3e0(%rbx)\n movl $0x31, 0x320(%rbx)\n movl $1000, 0x380(%rbx)\n sti\n 1: test %r15d, %r15d\n jz 1b\n cli\n "
             "mov 0x390(%rbx), %esi\n"
 	    "out %al, $0x80\n hlt\n");
 GUEST(periodic, 64,

@@ -183,12 +183,17 @@ static void say_exit(const struct kvm_run *r)
 	}
 }
 
+// Of the signals that are to come; one more when they are not wanted any longer.
+static volatile int signal_generation;
+
 int run(struct machine *m)
 {
 	errno = 0;
 	int result = ioctl(m->vcpu, KVM_RUN, 0);
 	if (result != 0) {
-		say("run: %s", strerrorname_np(errno));
+		int error = errno;
+		if (error == EINTR) signal_generation++;
+		say("run: %s", strerrorname_np(error));
 		return -1;
 	}
 	say_exit(m->run);
@@ -268,13 +273,18 @@ void handle_signal(void)
 struct sender {
 	pthread_t target;
 	long milliseconds;
+	int generation;
 };
 
 static void *send_later(void *argument)
 {
 	struct sender *sender = argument;
 	sleep_milliseconds(sender->milliseconds);
-	pthread_kill(sender->target, SIGUSR1);
+	// On a slow host the first may come before KVM_RUN.
+	while (sender->generation == signal_generation) {
+		pthread_kill(sender->target, SIGUSR1);
+		sleep_milliseconds(1000);
+	}
 	free(sender);
 	return NULL;
 }
@@ -282,7 +292,7 @@ static void *send_later(void *argument)
 void signal_later(long milliseconds)
 {
 	struct sender *sender = malloc(sizeof *sender);
-	*sender = (struct sender){pthread_self(), milliseconds};
+	*sender = (struct sender){pthread_self(), milliseconds, ++signal_generation};
 	pthread_t thread;
 	NEED(pthread_create(&thread, NULL, send_later, sender) == 0);
 	pthread_detach(thread);

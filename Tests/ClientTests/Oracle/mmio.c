@@ -163,14 +163,14 @@ static void chips(void)
 	m = make_machine(WITH_CHIPS);
 	LOAD32(&m, touches_chips);
 	handle_signal();
-	signal_later(200);
+	signal_later(1000);
 	run_through(&m, 10);
 	say("eax & 0xff is 0x%llx, ebx 0x%llx", (unsigned long long)general_register(&m, 0) & 0xff,
 	    (unsigned long long)general_register(&m, 1));
 	say("with split chips");
 	m = make_machine(WITH_SPLIT_CHIPS);
 	LOAD32(&m, touches_chips);
-	signal_later(200);
+	signal_later(1000);
 	run_through(&m, 10);
 }
 

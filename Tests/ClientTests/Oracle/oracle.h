@@ -107,7 +107,7 @@ long set_msr(int vcpu, uint32_t index, uint64_t value);
 
 // The value of a general register of the guest's.
 uint64_t general_register(struct machine *m, int index);
-// Lets SIGUSR1 come to this thread after a while, if it is still there.
+// Lets SIGUSR1 come to this thread after a while, and again until a run is interrupted.
 void signal_later(long milliseconds);
 void handle_signal(void);
 static inline void sleep_milliseconds(long count)

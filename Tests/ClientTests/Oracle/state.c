@@ -322,7 +322,7 @@ static void pending_events(void)
 	ASK("injected and pending", m.vcpu, KVM_SET_VCPU_EVENTS, &back);
 }
 
-GUEST(waits, 16, "sti\n 1: out %al, $0x80\n jmp 1b\n");
+GUEST(waits, 16, "sti\n nop\n 1: out %al, $0x80\n jmp 1b\n");
 GUEST(says_vector, 16, "out %al, $0x99\n hlt\n");
 
 // Events that are set are what the guest sees next.

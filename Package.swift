@@ -69,7 +69,7 @@ let package = Package(
         .target(name: "MMU", dependencies: ["X86", "GuestMemory", "RCU", "Host"], swiftSettings: execution),
         .target(
             name: "Interrupts",
-            dependencies: ["RCU", "Addressing", .product(name: "SystemPackage", package: "swift-system")],
+            dependencies: ["RCU", "Addressing", "Host", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: execution),
         .target(name: "Translator", dependencies: ["X86", "MMU", "Host", "CZydis"], swiftSettings: execution),
         .target(

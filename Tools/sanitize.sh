@@ -8,8 +8,7 @@
 # vCPUs, and descriptors of both backends.
 # The address sanitizer watches what handles foreign bytes by hand: loader, devices, and the interface's structures.
 # Neither sees memory accesses of translated code, so the translator's own tests are in no list; its fuzz target runs
-# between guard pages. The thread sanitizer does not see the standard library's Mutex either, which loader, devices and
-# console use.
+# between guard pages.
 set -uo pipefail
 source "$(dirname "$0")/toolchain.sh"
 

@@ -1,3 +1,4 @@
+import Host
 import Synchronization
 
 /// The registers of an IOAPIC as clients save and load them.
@@ -61,7 +62,7 @@ public final class IOAPIC: Sendable {
         var deliveredEdges: UInt32 = 0
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
     /// Outside the lock, because every device access of the guest is compared with it.
     private let baseAddress = Atomic<UInt64>(IOAPIC.defaultAddress)
     private let output: @Sendable (InterruptMessage) -> Int

@@ -1,4 +1,4 @@
-import Synchronization
+import Host
 import SystemPackage
 
 /// The interrupt controllers of one machine and the table that leads GSIs to them.
@@ -114,10 +114,10 @@ public final class InterruptRouter: Sendable {
 
 /// The current table and the observer, which the chips and the router share.
 private final class RoutingTableHolder: Sendable {
-    private let table: Mutex<InterruptRoutingTable>
-    private let observer = Mutex<(@Sendable (UInt32) -> Void)?>(nil)
+    private let table: Locked<InterruptRoutingTable>
+    private let observer = Locked<(@Sendable (UInt32) -> Void)?>(nil)
 
-    init(_ table: InterruptRoutingTable) { self.table = Mutex(table) }
+    init(_ table: InterruptRoutingTable) { self.table = Locked(table) }
 
     var current: InterruptRoutingTable { table.withLock { $0 } }
 

@@ -1,3 +1,4 @@
+import Host
 import Synchronization
 
 /// The pair of 8259 interrupt controllers of the PC, the second cascaded through pin 2 of the first.
@@ -16,7 +17,7 @@ public final class PIC: Sendable {
         var isOutputHigh = false
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
     private let isAsserted = Atomic<Bool>(false)
     private let output: @Sendable (Bool) -> Void
     private let acknowledged: @Sendable (Int) -> Void

@@ -1,4 +1,4 @@
-import Synchronization
+import Host
 
 /// The registers of the 8254 as clients save and load them.
 ///
@@ -46,7 +46,7 @@ public final class PIT: Sendable {
         var deadline: UInt64?
     }
 
-    private let state: Mutex<State>
+    private let state: Locked<State>
     private let output: @Sendable (Bool) -> Int
     private let armTimer: @Sendable (UInt64?) -> Void
 
@@ -64,7 +64,7 @@ public final class PIT: Sendable {
         state.channels[2].stopTime = 0
         // Nothing counts until the guest has programmed it.
         for index in 0..<3 { state.channels[index].isLoaded = false }
-        self.state = Mutex(state)
+        self.state = Locked(state)
     }
 
     // MARK: Channel 0

@@ -1,6 +1,5 @@
 import CHost
 import Host
-import Synchronization
 
 /// A machine's clock: the time since it was created, counted by the host's time-stamp counter.
 ///
@@ -16,11 +15,11 @@ public final class MachineClock: Sendable {
 
     let scale: TSCScale
     /// Replaced by `KVM_SET_CLOCK`.
-    private let reference: Mutex<Reference>
+    private let reference: Locked<Reference>
 
     init(tscKilohertz: UInt64) {
         scale = TSCScale(tscKilohertz: tscKilohertz)
-        reference = Mutex(Reference(hostTSC: martlet_rdtsc(), nanoseconds: 0))
+        reference = Locked(Reference(hostTSC: martlet_rdtsc(), nanoseconds: 0))
     }
 
     var currentReference: Reference { reference.withLock { $0 } }

@@ -1,3 +1,4 @@
+import Host
 import KVMInterface
 import Synchronization
 import Translator
@@ -24,7 +25,7 @@ final class MachineSettings: Sendable {
 
     /// Whether there is a filter: without one nobody takes its lock.
     private let hasFilter = Atomic<Bool>(false)
-    private let filter = Mutex<MSRFilter?>(nil)
+    private let filter = Locked<MSRFilter?>(nil)
 
     func setFilter(_ new: MSRFilter) {
         filter.withLock { $0 = new }

@@ -26,7 +26,7 @@ final class TimerSlot: Sendable {
 /// The timer thread of one machine. It starts with the first deadline.
 final class MachineTimers: Sendable {
     private let shared = TimerThreadState()
-    private let thread = Mutex<HostThread?>(nil)
+    private let thread = Locked<HostThread?>(nil)
 
     init() {}
 
@@ -71,7 +71,7 @@ final class MachineTimers: Sendable {
 
 /// What the thread and those who arm timers share.
 private final class TimerThreadState: Sendable {
-    let slots = Mutex<[TimerSlot]>([])
+    let slots = Locked<[TimerSlot]>([])
     let plannedWake = Atomic<UInt64>(.max)
     let changes = FutexWord(0)
     let isStarted = Atomic<Bool>(false)

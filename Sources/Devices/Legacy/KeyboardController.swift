@@ -1,4 +1,4 @@
-import Synchronization
+import Host
 
 /// An i8042 keyboard controller with nothing plugged in.
 ///
@@ -20,7 +20,7 @@ public final class KeyboardController: Device {
         var outputPort: UInt8 = 0x03
     }
 
-    private let state = Mutex(Registers())
+    private let state = Locked(Registers())
     private let reset: @Sendable () -> Void
 
     public init(reset: @escaping @Sendable () -> Void) { self.reset = reset }

@@ -1,4 +1,4 @@
-import Synchronization
+import Host
 
 /// The fixed ACPI hardware of a machine: the PM1a event and control blocks and the power-management timer.
 ///
@@ -24,7 +24,7 @@ public final class ACPIPowerManagement: Device {
     private static var powerButton: UInt16 { 1 << 8 }
     private static var sleepEnable: UInt16 { 1 << 13 }
 
-    private let state = Mutex(Registers())
+    private let state = Locked(Registers())
     private let startNanoseconds: UInt64
     private let clock: any DeviceClock
     private let softOffSleepType: UInt8

@@ -1,4 +1,4 @@
-import Synchronization
+import Host
 
 /// The reset control register, the second byte of the ports 0xCF8–0xCFB: setting bit 2 resets the machine.
 ///
@@ -7,7 +7,7 @@ import Synchronization
 ///
 /// > Source: ACPI specification 6.5, section 4.8.3.6; Intel ICH9 data sheet, section 13.7.5.
 public final class ResetRegister: Device {
-    private let value = Mutex<UInt8>(0)
+    private let value = Locked<UInt8>(0)
     private let reset: @Sendable () -> Void
 
     public init(reset: @escaping @Sendable () -> Void) { self.reset = reset }

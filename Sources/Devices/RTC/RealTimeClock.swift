@@ -1,4 +1,4 @@
-import Synchronization
+import Host
 
 /// The real-time clock and its battery-backed memory behind ports 0x70 and 0x71.
 ///
@@ -7,7 +7,7 @@ import Synchronization
 ///
 /// > Source: MC146818A data sheet (Motorola).
 public final class RealTimeClock: Device {
-    private let state: Mutex<RTCRegisters>
+    private let state: Locked<RTCRegisters>
     private let clock: any DeviceClock
     private let interrupt: InterruptLine
 
@@ -22,7 +22,7 @@ public final class RealTimeClock: Device {
         self.interrupt = interrupt
         var registers = RTCRegisters(now: clock.realTimeNanoseconds)
         registers.storeMemorySize(low: lowMemoryByteCount, high: highMemoryByteCount)
-        state = Mutex(registers)
+        state = Locked(registers)
     }
 
     public var widestAccess: Int { 1 }

@@ -1,4 +1,4 @@
-import Synchronization
+import Host
 
 /// A 16550A serial port.
 ///
@@ -8,7 +8,7 @@ import Synchronization
 ///
 /// > Source: PC16550D data sheet (National Semiconductor).
 public final class Serial16550: Device {
-    private let state: Mutex<SerialRegisters>
+    private let state: Locked<SerialRegisters>
     private let interrupt: InterruptLine
     private let transmit: @Sendable (UInt8) -> Void
     private let inputDrained: @Sendable () -> Void
@@ -24,7 +24,7 @@ public final class Serial16550: Device {
         self.interrupt = interrupt
         self.transmit = transmit
         self.inputDrained = inputDrained
-        state = Mutex(SerialRegisters())
+        state = Locked(SerialRegisters())
     }
 
     /// How many bytes wait for the guest before ``receive(_:)`` refuses more.

@@ -1,6 +1,5 @@
 import Glibc
 import Host
-import Synchronization
 
 /// The host's clocks, and a thread for what has to happen later, started when it is first needed.
 public final class HostClock: DeviceClock {
@@ -34,7 +33,7 @@ private final class WakeupQueue: Sendable {
         var isStopped = false
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
     /// Counts changes of `state`; the thread sleeps on it.
     private let changes = FutexWord()
 

@@ -1,3 +1,4 @@
+import Host
 import Synchronization
 
 /// What ends a board's run; the first event counts.
@@ -12,7 +13,7 @@ final class BoardEvents: Sendable {
         case hostFailure(String)
     }
 
-    private let first = Mutex<Event?>(nil)
+    private let first = Locked<Event?>(nil)
     private let stopping = Atomic(false)
     private let notify: @Sendable () -> Void
 

@@ -3,7 +3,6 @@ import CHost
 import Devices
 import Host
 import KVMInterface
-import Synchronization
 import SystemPackage
 
 /// A vCPU and the thread that runs it: guest code until an exit, the exit, and so on.
@@ -16,7 +15,7 @@ final class ProcessorThread: Sendable {
     private let events: BoardEvents
     /// 1 while the thread runs; it is slept on by whoever waits for the end.
     private let isRunning = FutexWord()
-    private let thread = Mutex<HostThread?>(nil)
+    private let thread = Locked<HostThread?>(nil)
 
     init(_ vcpu: VCPU, gate: AccelGate, ports: DeviceBus, memory: AddressSpace, events: BoardEvents) {
         self.vcpu = vcpu

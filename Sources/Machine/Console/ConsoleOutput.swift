@@ -1,5 +1,4 @@
 import Host
-import Synchronization
 
 /// What the guest has sent and the console has not written yet.
 ///
@@ -12,7 +11,7 @@ public final class ConsoleOutput: Sendable {
         var isClosed = false
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
     /// Counts what made room; full writers sleep on it.
     private let room = FutexWord()
     private let bytesArrived: @Sendable () -> Void

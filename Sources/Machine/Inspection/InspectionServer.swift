@@ -1,7 +1,6 @@
 import FoundationEssentials
 import Glibc
 import Host
-import Synchronization
 import SystemPackage
 
 /// Tells whoever connects to this process's ``InspectionSocket`` what its guest looks like from inside.
@@ -11,10 +10,10 @@ final class InspectionServer: @unchecked Sendable {
     // SAFETY: `@unchecked Sendable`: what changes is behind the mutex.
 
     /// What is inspected; changes when the guest reboots, nil in between.
-    let source = Mutex<(@Sendable () -> BoardInspection)?>(nil)
+    let source = Locked<(@Sendable () -> BoardInspection)?>(nil)
     private let socket: OwnedDescriptor
     private let process = getpid()
-    private let thread = Mutex<HostThread?>(nil)
+    private let thread = Locked<HostThread?>(nil)
 
     /// Begins to answer.
     ///

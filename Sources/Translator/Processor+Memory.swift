@@ -423,17 +423,23 @@ extension Processor {
     /// `rip`-relative operands count from the end of the instruction.
     public func linearAddress(_ operand: DecodedInstruction.MemoryOperand, of instruction: DecodedInstruction) -> UInt64
     {
+        linearAddress(operand, length: instruction.length, addressWidth: instruction.addressWidth)
+    }
+
+    func linearAddress(
+        _ operand: DecodedInstruction.MemoryOperand, length: UInt8, addressWidth: UInt8
+    ) -> UInt64 {
         typealias Operand = DecodedInstruction.MemoryOperand
         var address = UInt64(bitPattern: operand.displacement)
         if operand.base == Operand.instructionPointer {
-            address = address &+ state.rip &+ UInt64(instruction.length)
+            address = address &+ state.rip &+ UInt64(length)
         } else if operand.base != Operand.none {
             address = address &+ state[GeneralRegister(index: Int(operand.base))]
         }
         if operand.index != Operand.none {
             address = address &+ state[GeneralRegister(index: Int(operand.index))] &* UInt64(max(operand.scale, 1))
         }
-        switch instruction.addressWidth {
+        switch addressWidth {
         case 16: address &= 0xFFFF
         case 32: address &= 0xFFFF_FFFF
         default: break

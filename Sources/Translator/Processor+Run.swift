@@ -415,7 +415,7 @@ extension Processor {
 
     /// Executes an instruction that is not translated. RIP is at the instruction.
     private func executeInSwift(_ pointer: UnsafePointer<SwiftInstruction>) throws(GuestFault) -> RunResult? {
-        remember(pointer, isCopied: false)
+        remember(pointer, .swift)
         let i = pointer.pointee.decoded
         if i.encoding == .other || i.mnemonic == ZYDIS_MNEMONIC_INVALID {
             throw i.opcode == 1 && i.mnemonic == ZYDIS_MNEMONIC_INVALID
@@ -488,9 +488,9 @@ extension Processor {
     // MARK: Completing accesses of the client
 
     /// Notes what is executed now, for the case that it needs the client.
-    private func remember(_ instruction: UnsafePointer<SwiftInstruction>, isCopied: Bool) {
+    private func remember(_ instruction: UnsafePointer<SwiftInstruction>, _ manner: SlowInstructions.Manner) {
         lastInstruction = instruction
-        lastIsCopied = isCopied
+        lastManner = manner
         lastPlace = InstructionPlace(rip: state.rip, modeNumber: modeNumber, epoch: seenEpoch)
     }
 
@@ -509,7 +509,28 @@ extension Processor {
 
     private func complete(_ instruction: UnsafePointer<SwiftInstruction>) throws(GuestFault) -> RunResult? {
         foundCode = 0
-        return lastIsCopied ? try executeThroughBounce(instruction.pointee.decoded) : try executeInSwift(instruction)
+        return try execute(instruction, lastManner)
+    }
+
+    private func execute(
+        _ instruction: UnsafePointer<SwiftInstruction>, _ manner: SlowInstructions.Manner
+    ) throws(GuestFault) -> RunResult? {
+        switch manner {
+        case .swift: return try executeInSwift(instruction)
+        case .copied:
+            remember(instruction, .copied)
+            return try executeThroughBounce(instruction.pointee.decoded)
+        case .move: return try move(instruction)
+        }
+    }
+
+    private func move(_ instruction: UnsafePointer<SwiftInstruction>) throws(GuestFault) -> RunResult? {
+        remember(instruction, .move)
+        try executePlainMove(instruction)
+        system.interruptShadow = false
+        executedInterrupt = false
+        commitClientAccesses()
+        return nil
     }
 
     /// Executes exactly the instruction at RIP.
@@ -542,22 +563,20 @@ extension Processor {
     /// Executes the instruction at RIP, whose memory access translated code could not make: it crosses a page, reaches a
     /// device, or writes to a page with translated code.
     private func executeSlowly() throws(GuestFault) -> RunResult? {
-        let instruction = try slowInstruction()
-        switch instruction.pointee.decoded.translationClass(in: mode) {
-        case .copy where !instruction.pointee.decoded.isPlainMove:
-            remember(instruction, isCopied: true)
-            return try executeThroughBounce(instruction.pointee.decoded)
-        default: return try executeInSwift(instruction)
-        }
+        let entry = try slowInstruction()
+        return try execute(entry.instruction, entry.manner)
     }
 
     /// The instruction at RIP, which was just executed from a block: while no block is dropped, it is the same each time.
-    private func slowInstruction() throws(GuestFault) -> UnsafePointer<SwiftInstruction> {
+    private func slowInstruction() throws(GuestFault) -> SlowInstructions.Entry {
         let physical = try fetchPhysical(currentLinear())
         let key = SlowInstructions.Key(
             physical: physical, modeNumber: modeNumber, epoch: seenEpoch, dropCount: tlb.jumpDropCount)
         if let known = slowInstructions.find(key) { return known }
-        return slowInstructions.insert(SwiftInstruction(try decodeCurrent(), offset: 0), key)
+        let instruction = try decodeCurrent()
+        let isCopied = instruction.translationClass(in: mode) == .copy
+        let manner: SlowInstructions.Manner = !isCopied ? .swift : instruction.isPlainMove ? .move : .copied
+        return slowInstructions.insert(SwiftInstruction(instruction, offset: 0), manner, key)
     }
 
     /// An x87 exception that is pending comes before any fault of a waiting instruction's operand.

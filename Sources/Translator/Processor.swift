@@ -55,8 +55,7 @@ public final class Processor {
     /// client completes.
     var lastInstruction: UnsafePointer<SwiftInstruction>?
     var lastPlace = InstructionPlace()
-    /// It runs on a bounce buffer.
-    var lastIsCopied = false
+    var lastManner = SlowInstructions.Manner.swift
     /// KVM emulates accesses through page-table entries whose reserved bits the host's processor would take for an address, and
     /// its emulator has no x87 instructions: clients that ask for exits on such failures get one here, too, in the place of
     /// the page fault.

@@ -18,18 +18,34 @@ struct SlowInstructions {
 
     private static let count = 16
     private var keys = InlineArray<16, Key>(repeating: Key())
+    private var manners = InlineArray<16, Manner>(repeating: .swift)
     private var instructions: UnsafeMutablePointer<SwiftInstruction>?
 
     private func place(_ key: Key) -> Int { Int((key.physical ^ key.physical >> 4) & UInt64(Self.count - 1)) }
 
-    /// The instruction for `key`, until another is inserted.
-    func find(_ key: Key) -> UnsafePointer<SwiftInstruction>? {
-        let place = place(key)
-        guard keys[place] == key, let instructions else { return nil }
-        return UnsafePointer(instructions + place)
+    /// How an instruction is executed.
+    enum Manner {
+        /// In Swift.
+        case swift
+        /// A copy of it, on a buffer in the place of its operand.
+        case copied
+        /// As ``DecodedInstruction/isPlainMove`` says.
+        case move
     }
 
-    mutating func insert(_ instruction: SwiftInstruction, _ key: Key) -> UnsafePointer<SwiftInstruction> {
+    struct Entry {
+        var instruction: UnsafePointer<SwiftInstruction>
+        var manner: Manner
+    }
+
+    /// The instruction for `key`, until another is inserted.
+    func find(_ key: Key) -> Entry? {
+        let place = place(key)
+        guard keys[place] == key, let instructions else { return nil }
+        return Entry(instruction: UnsafePointer(instructions + place), manner: manners[place])
+    }
+
+    mutating func insert(_ instruction: SwiftInstruction, _ manner: Manner, _ key: Key) -> Entry {
         let instructions = instructions ?? .allocate(capacity: Self.count)
         if self.instructions == nil {
             instructions.initialize(repeating: SwiftInstruction(DecodedInstruction(), offset: 0), count: Self.count)
@@ -38,7 +54,8 @@ struct SlowInstructions {
         let place = place(key)
         instructions[place] = instruction
         keys[place] = key
-        return UnsafePointer(instructions + place)
+        manners[place] = manner
+        return Entry(instruction: UnsafePointer(instructions + place), manner: manner)
     }
 
     /// Frees the memory. Nothing may be used afterwards.
@@ -58,24 +75,33 @@ extension DecodedInstruction {
 }
 
 extension Processor {
+    /// Executes a plain move, whose memory operand is a device's or crosses a page.
+    ///
+    /// Looks at the few fields that matter: the whole structure is slow to copy.
     /// > Source: Intel SDM, volume 2, MOV.
-    func executePlainMove(_ i: DecodedInstruction) throws(GuestFault) -> Bool {
-        guard i.isPlainMove else { return false }
-        let (target, source) = (i.operand(0), i.operand(1))
-        if isCompletingAccess, isOneAccess(source.kind == .memory ? source : target, of: i),
-            let answer = clientAnswers.next()
-        {
-            // The client has made the access.
-            if source.kind == .memory { writeRegister(target.register, answer) }
-        } else {
-            try writeOperand(target, of: i, readOperand(source, of: i))
+    func executePlainMove(_ instruction: UnsafePointer<SwiftInstruction>) throws(GuestFault) {
+        let (target, source) = (instruction.pointee.decoded.operands.0, instruction.pointee.decoded.operands.1)
+        let length = instruction.pointee.decoded.length
+        let addressWidth = instruction.pointee.decoded.addressWidth
+        let isLoad = source.kind == .memory
+        let operand = isLoad ? source : target
+        let linear = linearAddress(operand.memory, length: length, addressWidth: addressWidth)
+        let byteCount = Int(operand.size) / 8
+        // What the client was asked for was the whole access, if that lies in one page.
+        let isOneAccess = linear & 0xFFF + UInt64(byteCount) <= 4096
+        let answer = isCompletingAccess && isOneAccess ? clientAnswers.next() : nil
+        if isLoad {
+            let value: UInt64
+            if let answer {
+                value = answer
+            } else {
+                value = try readData(linear, byteCount: byteCount, segment: operand.memory.segment)
+            }
+            writeRegister(target.register, value)
+        } else if answer == nil {
+            let value = source.kind == .register ? readRegister(source.register) : source.immediate
+            try writeData(linear, value, byteCount: byteCount, segment: operand.memory.segment)
         }
-        advance(i)
-        return true
-    }
-
-    /// Whether a device sees the whole operand at once.
-    private func isOneAccess(_ operand: DecodedInstruction.Operand, of i: DecodedInstruction) -> Bool {
-        linearAddress(operand.memory, of: i) & 0xFFF + UInt64(operand.size / 8) <= 4096
+        state.rip = (state.rip &+ UInt64(length)) & instructionPointerMask
     }
 }

@@ -30,7 +30,6 @@ extension Processor {
             try executeCompareString(i)
         case ZYDIS_MNEMONIC_INSB, ZYDIS_MNEMONIC_INSW, ZYDIS_MNEMONIC_INSD: try executeInString(i)
         case ZYDIS_MNEMONIC_OUTSB, ZYDIS_MNEMONIC_OUTSW, ZYDIS_MNEMONIC_OUTSD: try executeOutString(i)
-        case ZYDIS_MNEMONIC_MOV: return try executePlainMove(i)
         case ZYDIS_MNEMONIC_IN: try executeIn(i)
         case ZYDIS_MNEMONIC_OUT: try executeOut(i)
 

@@ -84,7 +84,7 @@ let package = Package(
             name: "CPreload", dependencies: ["CHost"], exclude: ["exports.map"], cSettings: [.define("_GNU_SOURCE")]),
         .target(
             name: "KVMPreload",
-            dependencies: ["CPreload", "UserspaceKVM", "KVMInterface", "Translator", "X86", "Host", "CHost"],
+            dependencies: ["CPreload", "UserspaceKVM", "KVMInterface", "Translator", "X86", "RCU", "Host", "CHost"],
             swiftSettings: execution + [.unsafeFlags(["-static-stdlib"])], linkerSettings: preloadable),
         .target(
             name: "KernelKVM",

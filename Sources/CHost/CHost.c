@@ -14,6 +14,7 @@ MARTLET_THREAD_WORD int32_t martlet_thread_kick_id;
 MARTLET_THREAD_WORD int32_t martlet_thread_takes_faults;
 MARTLET_THREAD_WORD uint32_t martlet_thread_core_depth;
 MARTLET_THREAD_WORD uint64_t martlet_thread_deferred_signals;
+MARTLET_THREAD_WORD int32_t martlet_thread_forks;
 MARTLET_THREAD_WORD int64_t martlet_mappings_left = -1;
 struct martlet_grace_period_line martlet_thread_grace_periods = {.counter = 1};
 

@@ -61,6 +61,26 @@ static bool is_reserved(int fd)
 	return martlet_preload_entry(fd) == MARTLET_PRELOAD_RESERVED && owns_table();
 }
 
+// The core holds locks, and calls functions that a cancelled thread ends in; ioctl() and mmap() are none of those.
+static inline int hold_cancellation(void)
+{
+	int state;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+	return state;
+}
+
+static inline void release_cancellation(int state)
+{
+	if (state != PTHREAD_CANCEL_DISABLE) pthread_setcancelstate(state, NULL);
+}
+
+static void release_object(uint32_t entry)
+{
+	int state = hold_cancellation();
+	martlet_preload_release(entry);
+	release_cancellation(state);
+}
+
 // What a client's `fd` stands for; 0 if that is the C library's affair, as it is for Martlet's own files.
 static inline uint32_t object_of(int fd)
 {
@@ -78,7 +98,7 @@ static void drop(int fd)
 {
 	if (!martlet_preload_entry(fd) || !owns_table()) return;
 	uint32_t old = martlet_preload_exchange(fd, 0);
-	if (old) martlet_preload_release(old);
+	if (old) release_object(old);
 }
 
 // A new file of the client's has the number of one of Martlet's that was closed by a way which does not lead through here.
@@ -92,9 +112,11 @@ static int duplicated(int from, int to)
 {
 	uint32_t entry = object_of(from);
 	if (to < 0 || to == from || !owns_table()) return to;
+	int state = hold_cancellation();
 	if (entry) martlet_preload_retain(entry);
+	release_cancellation(state);
 	uint32_t old = martlet_preload_exchange(to, entry);
-	if (old) martlet_preload_release(old);
+	if (old) release_object(old);
 	return to;
 }
 
@@ -153,14 +175,22 @@ static bool takes_mode(int flags)
 	return flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE;
 }
 
+static int open_device(int flags)
+{
+	int state = hold_cancellation();
+	int result = martlet_preload_open(flags);
+	release_cancellation(state);
+	return answer(result);
+}
+
 static int open_path(const char *path, int flags, mode_t mode)
 {
-	return is_device(path) ? answer(martlet_preload_open(flags)) : opened(get_open64()(path, flags, mode));
+	return is_device(path) ? open_device(flags) : opened(get_open64()(path, flags, mode));
 }
 
 static int open_path_at(int directory, const char *path, int flags, mode_t mode)
 {
-	return is_device(path) ? answer(martlet_preload_open(flags)) : opened(get_openat64()(directory, path, flags, mode));
+	return is_device(path) ? open_device(flags) : opened(get_openat64()(directory, path, flags, mode));
 }
 
 #define MODE_OF(flags)                                                                                                 \
@@ -316,20 +346,36 @@ int martlet_preload_make_file(const char *name)
 	return fd;
 }
 
+// The thread's run, if it is cancelled before that has begun.
+static void forget_run(void *self)
+{
+	martlet_preload_leave_cancellable((uintptr_t)self);
+}
+
 // A thread that may be cancelled at any moment (PTHREAD_CANCEL_ASYNCHRONOUS) must not end in guest code: its cancellation ends
 // the run first, and takes effect here.
 static int run(uint32_t entry, int fd, uintptr_t argument)
 {
 	int type;
 	pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
-	if (__builtin_expect(type == PTHREAD_CANCEL_DEFERRED, 1))
-		return answer(martlet_preload_ioctl(entry, fd, KVM_RUN, argument));
+	if (__builtin_expect(type == PTHREAD_CANCEL_DEFERRED, 1)) {
+		int state = hold_cancellation();
+		int result = martlet_preload_ioctl(entry, fd, KVM_RUN, argument);
+		release_cancellation(state);
+		return answer(result);
+	}
 	uintptr_t self = (uintptr_t)pthread_self();
+	int state = hold_cancellation();
 	martlet_preload_enter_cancellable(entry, self);
+	release_cancellation(state);
 	// Who cancels from here on finds the thread entered; who did before is noticed now.
+	pthread_cleanup_push(forget_run, (void *)self);
 	pthread_testcancel();
+	pthread_cleanup_pop(0);
+	hold_cancellation();
 	int result = martlet_preload_ioctl(entry, fd, KVM_RUN, argument);
 	martlet_preload_leave_cancellable(self);
+	release_cancellation(state);
 	pthread_setcanceltype(type, NULL);
 	return answer(result);
 }
@@ -343,10 +389,9 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	uint32_t entry = object_of(fd);
 	if (__builtin_expect(!entry, 0)) return get_ioctl()(fd, request, argument);
 	if ((uint32_t)request == KVM_RUN) return run(entry, fd, argument);
-	int type;
-	pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
+	int state = hold_cancellation();
 	int result = martlet_preload_ioctl(entry, fd, (uint32_t)request, argument);
-	if (__builtin_expect(type != PTHREAD_CANCEL_DEFERRED, 0)) pthread_setcanceltype(type, NULL);
+	release_cancellation(state);
 	return answer(result);
 }
 
@@ -361,7 +406,9 @@ static void *map(void *address, size_t count, int protection, int flags, int fd,
 {
 	uint32_t entry = flags & MAP_ANONYMOUS ? 0 : object_of(fd);
 	if (!entry) return get_mmap64()(address, count, protection, flags, fd, offset);
+	int state = hold_cancellation();
 	intptr_t result = martlet_preload_map(entry, address, count, protection, flags, offset);
+	release_cancellation(state);
 	if (result > -4096 && result < 0) {
 		errno = (int)-result;
 		return MAP_FAILED;
@@ -379,8 +426,11 @@ EXPORT void *mmap64(void *address, size_t count, int protection, int flags, int 
 	return map(address, count, protection, flags, fd, offset);
 }
 
-static ssize_t answer_count(ssize_t result)
+static ssize_t read_object(uint32_t entry, int fd, void *buffer, size_t count, off64_t offset)
 {
+	int state = hold_cancellation();
+	ssize_t result = martlet_preload_read(entry, fd, buffer, count, offset);
+	release_cancellation(state);
 	if (result >= 0) return result;
 	errno = (int)-result;
 	return -1;
@@ -390,14 +440,15 @@ EXPORT ssize_t read(int fd, void *buffer, size_t count)
 {
 	uint32_t entry = object_of(fd);
 	if (!entry) return get_read()(fd, buffer, count);
-	return answer_count(martlet_preload_read(entry, fd, buffer, count, -1));
+	return read_object(entry, fd, buffer, count, -1);
 }
 
 EXPORT ssize_t pread64(int fd, void *buffer, size_t count, off64_t offset)
 {
 	uint32_t entry = object_of(fd);
 	if (!entry) return get_pread64()(fd, buffer, count, offset);
-	return answer_count(offset < 0 ? -EINVAL : martlet_preload_read(entry, fd, buffer, count, offset));
+	if (offset < 0) return answer(-EINVAL);
+	return read_object(entry, fd, buffer, count, offset);
 }
 
 EXPORT ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
@@ -542,18 +593,72 @@ EXPORT int sigprocmask(int how, const sigset_t *set, sigset_t *old)
 	return answer(-pthread_sigmask(how, set, old));
 }
 
+// The signals that end system calls, whatever signal() says: bit n - 1 is signal n.
+static _Atomic uint64_t interrupting;
+
 static sighandler_t set_handler(int signal, sighandler_t handler, int flags)
 {
+	if (handler == SIG_ERR) {
+		errno = EINVAL;
+		return SIG_ERR;
+	}
 	struct sigaction action = {.sa_handler = handler, .sa_flags = flags}, old;
 	sigemptyset(&action.sa_mask);
 	if (!(flags & SA_NODEFER)) sigaddset(&action.sa_mask, signal);
 	return sigaction(signal, &action, &old) == 0 ? old.sa_handler : SIG_ERR;
 }
 
+static uint64_t signal_bit(int signal)
+{
+	return signal >= 1 && signal <= 64 ? UINT64_C(1) << (signal - 1) : 0;
+}
+
+static int restart_flag(int signal)
+{
+	return atomic_load(&interrupting) & signal_bit(signal) ? 0 : SA_RESTART;
+}
+
+EXPORT int siginterrupt(int signal, int interrupts)
+{
+	struct sigaction action;
+	if (sigaction(signal, NULL, &action) != 0) return -1;
+	if (interrupts) {
+		atomic_fetch_or(&interrupting, signal_bit(signal));
+		action.sa_flags &= ~SA_RESTART;
+	} else {
+		atomic_fetch_and(&interrupting, ~signal_bit(signal));
+		action.sa_flags |= SA_RESTART;
+	}
+	return sigaction(signal, &action, NULL);
+}
+
+// System V's: blocks the signal, or lets it through to a handler.
+EXPORT sighandler_t sigset(int signal, sighandler_t handler)
+{
+	struct sigaction action = {.sa_handler = handler}, old;
+	sigset_t set, mask;
+	sigemptyset(&set);
+	if (sigaddset(&set, signal) != 0) return SIG_ERR;
+	if (handler == SIG_HOLD) {
+		if (sigaction(signal, NULL, &old) != 0 || sigprocmask(SIG_BLOCK, &set, &mask) != 0) return SIG_ERR;
+	} else {
+		sigemptyset(&action.sa_mask);
+		if (sigaction(signal, &action, &old) != 0 || sigprocmask(SIG_UNBLOCK, &set, &mask) != 0) return SIG_ERR;
+	}
+	return sigismember(&mask, signal) ? SIG_HOLD : old.sa_handler;
+}
+
+EXPORT int sigignore(int signal)
+{
+	struct sigaction action = {.sa_handler = SIG_IGN};
+	sigemptyset(&action.sa_mask);
+	return sigaction(signal, &action, NULL);
+}
+
 #define BSD_SIGNAL(name)                                                                                               \
 	EXPORT sighandler_t name(int signal, sighandler_t handler)                                                     \
 	{                                                                                                              \
-		return set_handler(signal, handler, SA_RESTART);                                                       \
+		return set_handler(signal, handler, restart_flag(signal));                                             \
 	}
 BSD_SIGNAL(signal)
 BSD_SIGNAL(bsd_signal)
@@ -604,17 +709,22 @@ const uint8_t *martlet_preload_function(const uint8_t *code)
 
 // MARK: Start
 
+static void in_parent(void)
+{
+	martlet_preload_after_fork(0);
+}
+
 static void in_child(void)
 {
-	martlet_preload_after_fork();
 	atomic_store(&owner, getpid());
 	martlet_preload_forked();
+	martlet_preload_after_fork(1);
 }
 
 __attribute__((constructor)) static void start(void)
 {
 	atomic_store(&owner, getpid());
-	pthread_atfork(martlet_preload_before_fork, martlet_preload_after_fork, in_child);
+	pthread_atfork(martlet_preload_before_fork, in_parent, in_child);
 	martlet_descriptor_watcher = watch_descriptor;
 	// Called in signal handlers, where nothing can be looked up.
 	get_pthread_sigmask();

@@ -72,11 +72,16 @@ enum SystemFile {
 
     /// - Returns: a descriptor, or the negated error number.
     static func duplicate(_ name: String, closesOnExec: Bool) -> Int32 {
-        lock.withLock {
-            guard isOpen || make(name) else { return -errno }
-            let duplicate = fcntl(descriptor, closesOnExec ? F_DUPFD_CLOEXEC : F_DUPFD, 0)
-            return duplicate >= 0 ? duplicate : -errno
-        }
+        let command = closesOnExec ? F_DUPFD_CLOEXEC : F_DUPFD
+        // Handlers of a fork that other libraries have may come here.
+        return martlet_get_thread_forks() != 0
+            ? duplicate(name, command) : lock.withLock { duplicate(name, command) }
+    }
+
+    private static func duplicate(_ name: String, _ command: Int32) -> Int32 {
+        guard isOpen || make(name) else { return -errno }
+        let duplicate = fcntl(descriptor, command, 0)
+        return duplicate >= 0 ? duplicate : -errno
     }
 
     private static var isOpen: Bool {

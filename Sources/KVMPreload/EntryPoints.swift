@@ -174,8 +174,8 @@ func beginFork() {
 }
 
 @_cdecl("martlet_preload_after_fork")
-func endFork() {
-    Session.endFork()
+func endFork(_ isChild: Int32) {
+    Session.endFork(isChild: isChild != 0)
     ClientSignals.leaveCore()
 }
 

@@ -2,6 +2,7 @@ import CHost
 import Glibc
 import Host
 import KVMInterface
+import UserspaceKVM
 
 /// What `martlet kvm --stats` prints when the client ends: how often each request was made, how long they took, and why
 /// vCPUs returned.
@@ -35,6 +36,8 @@ final class RequestTally: @unchecked Sendable {
     }
 
     func print() {
+        ClientSignals.enterCore()
+        defer { ClientSignals.leaveCore() }
         let (requests, exits) = lock.withLock { (self.requests, self.exits) }
         var text = "martlet: requests of process \(getpid())\n"
         text += Self.row("request", "count", "failed", "time")

@@ -3,6 +3,7 @@ import CPreload
 import Glibc
 import Host
 import KVMInterface
+import RCU
 import Synchronization
 import SystemPackage
 import UserspaceKVM
@@ -43,13 +44,16 @@ final class Session: @unchecked Sendable {
     /// The process's session, made at the first use.
     static var current: Session {
         if let session = existing { return session }
-        return creation.withLock {
-            if let session = existing { return session }
-            let session = Session(options: Options(environment: { getenv($0).map { String(cString: $0) } }))
-            place.store(UInt(bitPattern: Unmanaged.passRetained(session).toOpaque()), ordering: .releasing)
-            if let tally = session.tally { tally.printAtExit() }
-            return session
-        }
+        // Handlers of a fork that other libraries have may come here.
+        return martlet_get_thread_forks() != 0 ? make() : creation.withLock(make)
+    }
+
+    private static func make() -> Session {
+        if let session = existing { return session }
+        let session = Session(options: Options(environment: { getenv($0).map { String(cString: $0) } }))
+        place.store(UInt(bitPattern: Unmanaged.passRetained(session).toOpaque()), ordering: .releasing)
+        if let tally = session.tally { tally.printAtExit() }
+        return session
     }
 
     /// The process was forked: its descriptors of the device stay usable, those of machines and vCPUs do not.
@@ -112,11 +116,18 @@ final class Session: @unchecked Sendable {
 
     func enterCancellable(_ thread: UInt, _ vcpu: KVMDescriptor) { lock.withLock { cancellable[thread] = vcpu } }
 
-    func leaveCancellable(_ thread: UInt) { lock.withLock { cancellable[thread] = nil } }
+    /// Whatever came too late for the run must not end the next one.
+    func leaveCancellable(_ thread: UInt) {
+        lock.withLock {
+            if let vcpu = cancellable.removeValue(forKey: thread) { backend.withdrawInterrupt(vcpu) }
+        }
+    }
 
     /// Ends the run of a thread that was cancelled.
     func cancel(_ thread: UInt) {
-        if let vcpu = lock.withLock({ cancellable[thread] }) { backend.interrupt(vcpu) }
+        lock.withLock {
+            if let vcpu = cancellable[thread] { backend.interrupt(vcpu) }
+        }
     }
 
     // MARK: Forks
@@ -126,13 +137,21 @@ final class Session: @unchecked Sendable {
         creation.lock()
         SystemFile.beginFork()
         ClientSignals.beginFork()
+        usesThreadRCU = existing != nil
+        if usesThreadRCU { ThreadRCU.beginFork() }
+        martlet_set_thread_forks(1)
     }
 
-    static func endFork() {
+    static func endFork(isChild: Bool) {
+        martlet_set_thread_forks(0)
+        if usesThreadRCU { ThreadRCU.endFork(isChild: isChild) }
         ClientSignals.endFork()
         SystemFile.endFork()
         creation.unlock()
     }
+
+    /// Guarded by `creation`.
+    private nonisolated(unsafe) static var usesThreadRCU = false
 
     /// A descriptor of the device that the process inherited gets an object of its own.
     func adopt(_ descriptor: Int32) throws(Errno) -> ClientFile {

@@ -49,6 +49,7 @@ enum VirtualizationFlag {
         _ = sites.initialize(fromContentsOf: found)
         HostFaults.emulateIllegalInstructions { VirtualizationFlag.perform($0) }
         martlet_preload_watch_signals()
+        HostFaults.admit()
         for site in found { makeIllegal(site) }
     }
 

@@ -102,6 +102,30 @@ final class GracePeriods: GracePeriodSource, @unchecked Sendable {
         return record
     }
 
+    // MARK: Forks
+
+    func beginFork() {
+        gracePeriodLock.lock()
+        registryLock.lock()
+    }
+
+    /// In a child every reader but `own` has gone.
+    func endFork(isChild: Bool, own: UnsafeMutablePointer<ReaderRecord>) {
+        var record = isChild ? records.load(ordering: .relaxed) : nil
+        while let current = record {
+            if current != own, current.pointee.isOwned {
+                current.pointee.state.store(0, ordering: .relaxed)
+                current.pointee.nudge = nil
+                current.pointee.context = nil
+                current.pointee.isOwned = false
+                unownedCount += 1
+            }
+            record = current.pointee.next
+        }
+        registryLock.unlock()
+        gracePeriodLock.unlock()
+    }
+
     // MARK: Readers
 
     /// Writes a reader's state, with a fence, and wakes a writer that waits for it.

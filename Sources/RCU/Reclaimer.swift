@@ -88,6 +88,24 @@ final class Reclaimer: @unchecked Sendable {
         if threadNumber.load(ordering: .relaxed) != martlet_gettid() { thread.join() }
     }
 
+    // MARK: Forks
+
+    func beginFork() {
+        reclaimLock.lock()
+        queueLock.lock()
+    }
+
+    /// A child has no thread; its next callback creates one.
+    func endFork(isChild: Bool) {
+        if isChild, let lost = thread {
+            // Not to be joined, nor detached.
+            _ = Unmanaged.passRetained(lost)
+            thread = nil
+        }
+        queueLock.unlock()
+        reclaimLock.unlock()
+    }
+
     private func wakeThread() {
         // ORDERING: release pairs with the acquire in `run`.
         signal.atomic.pointee.wrappingAdd(1, ordering: .releasing)

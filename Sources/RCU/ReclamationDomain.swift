@@ -23,6 +23,9 @@ public class ReclamationDomain: @unchecked Sendable {
     /// Runs the callbacks that are left; readers keep the domain alive, so there are none.
     deinit { reclaimer.stop() }
 
+    final func beginReclaimerFork() { reclaimer.beginFork() }
+    final func endReclaimerFork(isChild: Bool) { reclaimer.endFork(isChild: isChild) }
+
     /// Waits until every read section that may have begun before the call has ended.
     ///
     /// - Complexity: linear in the number of readers that existed at one time; concurrent callers share grace periods.

@@ -65,6 +65,15 @@ public enum ThreadRCU {
         return isRegistered(record) && record.pointee.state.load(ordering: .relaxed) != 0
     }
 
+    // MARK: Forks
+
+    /// Before a fork: takes what a child needs to find free. Waits for callbacks that run.
+    /// > Concurrency: not inside a read section or a callback.
+    public static func beginFork() { ThreadDomain.shared.beginFork() }
+
+    /// After a fork, on the same thread, in both processes. In the child there are no other threads: none is in a section.
+    public static func endFork(isChild: Bool) { ThreadDomain.shared.endFork(isChild: isChild, own: currentRecord) }
+
     // MARK: Readers
 
     @inlinable @inline(__always)
@@ -135,6 +144,16 @@ private final class ThreadDomain: ReclamationDomain, @unchecked Sendable {
         }
         gracePeriods = GracePeriods(line: ThreadRCU.line, barrier: barrier)
         super.init(gracePeriods)
+    }
+
+    func beginFork() {
+        beginReclaimerFork()
+        gracePeriods.beginFork()
+    }
+
+    func endFork(isChild: Bool, own: UnsafeMutablePointer<ReaderRecord>) {
+        gracePeriods.endFork(isChild: isChild, own: own)
+        endReclaimerFork(isChild: isChild)
     }
 
     /// > Concurrency: as `ReclamationDomain.synchronize`; traps inside a read section.

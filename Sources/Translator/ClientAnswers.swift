@@ -14,14 +14,22 @@ struct ClientAnswers {
 
     var isEmpty: Bool { count == completed }
 
-    mutating func append(_ value: UInt64, to request: ClientRequest) {
+    mutating func append(_ value: UInt64, to request: ClientRequest) { append(value, place: request.place) }
+
+    private mutating func append(_ value: UInt64, place: UInt64) {
         if count == values.count {
             values.append(0)
             places.append(0)
         }
         values[count] = value
-        places[count] = request.place
+        places[count] = place
         count += 1
+    }
+
+    /// Notes a write that somebody other than the client has made, in the place of the client's acknowledgement.
+    mutating func noteWrite(at place: UInt64) {
+        append(0, place: place)
+        used = count
     }
 
     /// The answer to the next access, if there is one.

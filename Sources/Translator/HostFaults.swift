@@ -55,6 +55,16 @@ public enum HostFaults {
 
     private nonisolated(unsafe) static var illegalInstructionEmulation: Emulation?
 
+    /// Has `deferral` look at each signal of ``signals`` that somebody sent before the client does; it returns whether it keeps
+    /// the signal for later.
+    ///
+    /// > Concurrency: to be called once for all; any thread. `deferral` must be async-signal-safe.
+    public static func deferSentSignals(with deferral: @escaping @convention(c) (CInt) -> Bool) {
+        sentSignalDeferral = deferral
+    }
+
+    private nonisolated(unsafe) static var sentSignalDeferral: (@convention(c) (CInt) -> Bool)?
+
     /// Installs the handlers and tells `state` where translated code lies.
     static func install(_ state: CPUState, _ cache: TranslationCache) {
         install()
@@ -104,8 +114,12 @@ public enum HostFaults {
     ) {
         guard let context else { return }
         let registers = martlet_context_registers(context)
-        // What somebody sent says nothing about the access that it interrupts.
-        if let registers, (information?.pointee.si_code ?? 0) > 0 {
+        // What somebody sent says nothing about the code that it interrupts.
+        guard (information?.pointee.si_code ?? 0) > 0 else {
+            passOn(signal, information, context)
+            return
+        }
+        if let registers {
             let continuation = martlet_guarded_continuation(UInt(registers[Int(MARTLET_REG_RIP)]))
             if continuation != 0 {
                 registers[Int(MARTLET_REG_RIP)] = UInt64(continuation)
@@ -127,11 +141,7 @@ public enum HostFaults {
                 return
             }
         }
-        if signal == SIGILL, (information?.pointee.si_code ?? 0) > 0, let registers,
-            let emulation = illegalInstructionEmulation, emulation(registers)
-        {
-            return
-        }
+        if signal == SIGILL, let registers, let emulation = illegalInstructionEmulation, emulation(registers) { return }
         passOn(signal, information, context)
     }
 
@@ -143,7 +153,7 @@ public enum HostFaults {
         let handler = UInt(bitPattern: unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self))
         // A fault cannot be ignored, a signal that somebody sent can.
         let isFault = (information?.pointee.si_code ?? 1) > 0
-        if handler == 1, !isFault { return }
+        if !isFault, handler == 1 || sentSignalDeferral?(signal) ?? false { return }
         guard handler > 1 else {
             // A fault happens again and ends the process.
             var standard = sigaction()

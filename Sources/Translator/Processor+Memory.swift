@@ -250,7 +250,7 @@ extension Processor {
                     isStored = host.copyGuestBytes(from: source, byteCount: count)
                 }
                 guard isStored else { throw .hostMemory(address) }
-            case .device(let physical): if toMemory != true { try writeDevice(physical, part) }
+            case .device(let physical): if toMemory != true { try writeDevice(physical, part, isPart: toMemory != nil) }
             }
             done += count
         }
@@ -345,7 +345,10 @@ extension Processor {
         }
     }
 
-    private func writeDevice(_ physical: UInt64, _ buffer: UnsafeRawBufferPointer) throws(GuestFault) {
+    /// - Parameter isPart: the instruction writes to other pages, too.
+    private func writeDevice(
+        _ physical: UInt64, _ buffer: UnsafeRawBufferPointer, isPart: Bool
+    ) throws(GuestFault) {
         var done = 0
         while done < buffer.count {
             let count = min(buffer.count - done, Self.fragmentByteCount)
@@ -354,12 +357,14 @@ extension Processor {
             withUnsafeMutableBytes(of: &value) { bytes in
                 bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: buffer[done..<done + count]))
             }
-            if !clientAnswers.takeAcknowledgement(of: address),
-                !platform.writeMMIO(address, byteCount: count, value: value)
-            {
-                _ = try clientAccess(.mmioWrite(address: address, byteCount: count, value: value))
-            }
             done += count
+            if clientAnswers.takeAcknowledgement(of: address) { continue }
+            if platform.writeMMIO(address, byteCount: count, value: value) {
+                // The instruction is executed again if a later part needs the client: not this one.
+                if isPart || buffer.count > count { clientAnswers.noteWrite(at: address) }
+                continue
+            }
+            _ = try clientAccess(.mmioWrite(address: address, byteCount: count, value: value))
         }
     }
 

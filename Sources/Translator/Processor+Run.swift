@@ -572,10 +572,16 @@ extension Processor {
         let physical = try fetchPhysical(currentLinear())
         let key = SlowInstructions.Key(
             physical: physical, modeNumber: modeNumber, epoch: seenEpoch, dropCount: tlb.jumpDropCount)
-        if let known = slowInstructions.find(key) { return known }
+        // The block that led here is still there, and guards the bytes.
+        let isGuarded = key.dropCount == enteredDropCount
+        if isGuarded, let known = slowInstructions.find(key) { return known }
         let instruction = try decodeCurrent()
         let isCopied = instruction.translationClass(in: mode) == .copy
         let manner: SlowInstructions.Manner = !isCopied ? .swift : instruction.isPlainMove ? .move : .copied
+        // Of one that spans two pages the second may be mapped anew, unnoticed.
+        guard isGuarded, physical & 0xFFF + UInt64(instruction.length) <= 4096 else {
+            return SlowInstructions.Entry(instruction: loose(instruction), manner: manner)
+        }
         return slowInstructions.insert(SwiftInstruction(instruction, offset: 0), manner, key)
     }
 

@@ -67,6 +67,8 @@ public final class Processor {
     let looseInstruction = UnsafeMutablePointer<SwiftInstruction>.allocate(capacity: 1)
     /// Those that translated code could not complete.
     var slowInstructions = SlowInstructions()
+    /// `SoftTLB.jumpDropCount` when a block was entered last.
+    private(set) var enteredDropCount: UInt64 = 0
     /// Where the jump cache may lead to.
     var knownCode = KnownCode()
     /// Two pages for copies of guest memory: of code that is decoded, and of what a string instruction compares.
@@ -251,6 +253,7 @@ public final class Processor {
             loadedBase = base
             martlet_wrgsbase(UInt64(UInt(bitPattern: base)))
         }
+        enteredDropCount = tlb.jumpDropCount
         enterRoutine(code)
         return state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self)
     }

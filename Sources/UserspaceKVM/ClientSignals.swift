@@ -44,12 +44,35 @@ public enum ClientSignals {
     @inline(__always)
     public static func leaveCore() {
         let signals = martlet_leave_core()
-        if signals != 0 { SignalMask.unblock(signals) }
+        if signals != 0 { release(signals) }
+    }
+
+    @inline(never)
+    private static func release(_ signals: UInt64) {
+        SignalMask.unblock(signals)
+        // Those of faults were never blocked: what somebody sent is sent again.
+        let sent = signals & ~SignalMask.all
+        for signal in HostFaults.signals where sent & bit(signal) != 0 { _ = martlet_tgkill(martlet_gettid(), signal) }
+    }
+
+    /// Puts off a signal of a fault that somebody sent, if the thread is in the core.
+    /// > Concurrency: a signal handler.
+    private static func deferSent(_ signal: CInt) -> Bool {
+        guard martlet_get_core_depth() != 0 else { return false }
+        if let vcpu = martlet_thread_context() {
+            // SAFETY: as in `handle`.
+            Unmanaged<UserspaceVCPU>.fromOpaque(vcpu).takeUnretainedValue().didTakeHostSignal()
+        }
+        martlet_defer_signals(bit(signal))
+        return true
     }
 
     /// Around a fork, inside the core: the child finds the lock free.
     public static func beginFork() { lock.lock() }
     public static func endFork() { lock.unlock() }
+
+    /// Keeps signals of faults that are sent to a thread in the core for its way out.
+    static func deferSentFaults() { HostFaults.deferSentSignals { ClientSignals.deferSent($0) } }
 
     /// Gives every handler the wrapper. To be called before the core is used, and when a vCPU runs for the first time: a
     /// client whose `sigaction` does not come here may have set handlers since. > Concurrency: any thread.
@@ -99,10 +122,17 @@ public enum ClientSignals {
             return martlet_exchange_action(signal, &new, &previous)
         }
         guard wrapped & bit(signal) != 0 else {
-            guard var new else { return martlet_exchange_action(signal, nil, &previous) }
-            let error = martlet_exchange_action(signal, &new, &previous)
-            if error == 0 { wrap(signal, evenWithoutHandler: endsRunByDefault(signal)) }
-            return error
+            let error = martlet_exchange_action(signal, nil, &previous)
+            guard error == 0, var new else { return error }
+            let handler = handlerAddress(of: new)
+            guard handler > 1 || handler == 0 && endsRunByDefault(signal) else {
+                return martlet_exchange_action(signal, &new, nil)
+            }
+            // In place before the wrapper looks for it.
+            actions[Int(signal)] = new
+            wrapped |= bit(signal)
+            install(signal)
+            return 0
         }
         previous = actions[Int(signal)]
         guard var new else { return 0 }
@@ -124,6 +154,8 @@ public enum ClientSignals {
         for signal in HostFaults.signals { sigdelset(&all, signal) }
         pthread_sigmask(SIG_SETMASK, &all, &old)
         defer { pthread_sigmask(SIG_SETMASK, &old, nil) }
+        // Handlers of a fork that other libraries have may come here.
+        if martlet_get_thread_forks() != 0 { return body() }
         return lock.withLock(body)
     }
 
@@ -154,7 +186,8 @@ public enum ClientSignals {
 
     private static func install(_ signal: CInt) {
         let action = actions[Int(signal)]
-        let flags = action.sa_flags & ~Int32(bitPattern: UInt32(SA_RESETHAND))
+        // The wrapper lets the signal through for a handler that may be interrupted by it.
+        let flags = action.sa_flags & ~(Int32(bitPattern: UInt32(SA_RESETHAND)) | SA_NODEFER)
         var mask = action.sa_mask
         // Not even in a handler, which may issue requests.
         for fault in HostFaults.signals { sigdelset(&mask, fault) }
@@ -166,13 +199,15 @@ public enum ClientSignals {
     private static func handle(
         _ signal: CInt, _ information: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
     ) {
-        if martlet_get_core_depth() != 0, let information, let context {
+        // A default action that has nothing to do with a run is taken where it finds the thread.
+        let isDefault = martlet_thread_context() == nil && handlerAddress(of: actions[Int(signal)]) == 0
+        if martlet_get_core_depth() != 0, !isDefault, let information, let context {
             let error = errno
             if let vcpu = martlet_thread_context() {
                 // SAFETY: the vCPU is alive while a thread runs it, and the place is emptied before that ends.
                 Unmanaged<UserspaceVCPU>.fromOpaque(vcpu).takeUnretainedValue().didTakeHostSignal()
             }
-            _ = martlet_exchange_deferred_signals(martlet_get_deferred_signals() | bit(signal))
+            martlet_defer_signals(bit(signal))
             sigaddset(martlet_context_signal_mask(context), signal)
             // A full queue loses the signal, as it would have lost one more of the sender's.
             _ = martlet_requeue_signal(signal, information)
@@ -192,6 +227,8 @@ public enum ClientSignals {
         case 1: break
         default:
             if action.sa_flags & Int32(bitPattern: UInt32(SA_RESETHAND)) != 0 { actions[Int(signal)] = sigaction() }
+            var mask = action.sa_mask
+            if action.sa_flags & SA_NODEFER != 0, sigismember(&mask, signal) == 0 { SignalMask.unblock(bit(signal)) }
             if action.sa_flags & SA_SIGINFO != 0 {
                 action.__sigaction_handler.sa_sigaction?(signal, information, context)
             } else {
@@ -211,6 +248,9 @@ enum SignalMask {
         pthread_sigmask(SIG_SETMASK, &new, &old)
         return withUnsafeBytes(of: old) { $0.load(as: UInt64.self) }
     }
+
+    /// Every signal but those of faults.
+    static let all = HostFaults.signals.reduce(UInt64.max) { $0 & ~(1 << UInt64($1 - 1)) }
 
     static func unblock(_ signals: UInt64) {
         var set = sigset_t()

@@ -28,6 +28,7 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
         self.mmu = mmu
         HostFaults.install()
         ClientSignals.activate()
+        ClientSignals.deferSentFaults()
         supportedCPUID = SupportedCPUID(host: host, tscKilohertz: TSCFrequency.kilohertz).entries
     }
 
@@ -153,6 +154,12 @@ public final class UserspaceKVM: KVMBackend, @unchecked Sendable {
     public func interrupt(_ vcpu: KVMDescriptor) {
         guard case .vcpu(let reference) = try? descriptors.object(vcpu) else { return }
         withExtendedLifetime(reference) { reference.vcpu.signal(.interrupt) }
+    }
+
+    /// Takes back an ``interrupt(_:)`` that has not ended a run.
+    public func withdrawInterrupt(_ vcpu: KVMDescriptor) {
+        guard case .vcpu(let reference) = try? descriptors.object(vcpu) else { return }
+        withExtendedLifetime(reference) { _ = reference.vcpu.takeSignal(.interrupt) }
     }
 
     public func close(_ descriptor: KVMDescriptor) { descriptors.remove(descriptor) }

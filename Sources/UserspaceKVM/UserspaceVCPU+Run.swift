@@ -154,13 +154,14 @@ extension UserspaceVCPU {
             if martlet_get_deferred_signals() != 0 { tookHostSignal.store(true, ordering: .relaxed) }
             return Result(catching: run)
         }
+        // Nothing comes between the look at the mask and that at what was put off.
+        let mask = SignalMask.replace(SignalMask.all)
         let deferred = martlet_get_deferred_signals()
-        let mask = SignalMask.replace(signalMask)
+        _ = SignalMask.replace(signalMask)
         let result = Result(catching: run)
         _ = SignalMask.replace(mask)
         // Signals that the client itself keeps blocked stay pending.
-        let blocked = mask & ~deferred
-        _ = martlet_exchange_deferred_signals(martlet_get_deferred_signals() & ~blocked)
+        martlet_forget_deferred_signals(mask & ~deferred)
         return result
     }
 

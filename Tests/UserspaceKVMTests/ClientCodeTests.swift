@@ -98,6 +98,46 @@ import UserspaceKVM
         }
     }
 
+    /// An access of a device whose instruction begins in one page and ends in another, which the guest maps anew each time.
+    @Test func instructionsOverTwoPages() throws {
+        let small = try SmallMachine()
+        // The first 4 MiB are where they are, but for page 2, which is 4 or 5.
+        let (directory, table, place) = (0x6000, 0x7000, 0x1FFE)
+        small.memory.storeBytes(of: UInt32(table | 7), toByteOffset: directory, as: UInt32.self)
+        for page in 0..<1024 {
+            small.memory.storeBytes(of: UInt32(page << 12 | 7), toByteOffset: table + page * 4, as: UInt32.self)
+        }
+        small.memory.storeBytes(of: 0x4007, toByteOffset: table + 8, as: UInt32.self)
+        // mov eax,[0x100000] or [0x200000], of which two bytes are in the first page
+        small.memory[place] = 0xA1
+        small.memory[place + 1] = 0
+        for (page, high) in [(0x4000, 0x10), (0x5000, 0x20)] as [(Int, UInt8)] {
+            // xor dword [0x7008],0x1000 ; invlpg [0x2000] ; jmp back
+            let code: [UInt8] = [
+                0x00, high, 0x00, 0x81, 0x35, 0x08, 0x70, 0x00, 0x00, 0x00, 0x10, 0x00, 0x00, 0x0F, 0x01, 0x3D, 0x00,
+                0x20, 0x00, 0x00, 0xE9, 0xE5, 0xFF, 0xFF, 0xFF
+            ]
+            for (index, byte) in code.enumerated() { small.memory[page + index] = byte }
+        }
+        var special = try small.vcpu.specialRegisters()
+        special.cs.type = 11
+        (special.cs.db, special.cs.g, special.cs.limit) = (1, 1, .max)
+        special.ds = special.cs
+        special.ds.type = 3
+        (special.cr0, special.cr3) = (0x8000_0011, UInt64(directory))
+        try small.vcpu.setSpecialRegisters(special)
+        var registers = try small.vcpu.registers()
+        registers.rip = UInt64(place)
+        try small.vcpu.setRegisters(registers)
+        for step in 0..<20 {
+            guard case .mmio(let exit) = try small.vcpu.run() else {
+                Issue.record("step \(step): \(small.vcpu.runArea.exit)")
+                return
+            }
+            #expect(exit.address == (step % 2 == 0 ? 0x10_0000 : 0x20_0000), "step \(step)")
+        }
+    }
+
     /// What moves from and to a device puts into registers, and into the exit.
     @Test(arguments: [false, true])
     func movesReachTheRightRegisters(isLong: Bool) throws {

@@ -52,6 +52,26 @@ final class TestEvent: Sendable {
         return small
     }
 
+    /// A store of 16 bytes is two accesses: the event is signalled once, though the client has to make the second.
+    @Test func aPartOfAWideStoreIsMadeOnce() throws {
+        // movups [0x300000],xmm0 ; out 0x10,al
+        let small = try SmallMachine(code: [0x0F, 0x11, 0x04, 0x25, 0x00, 0x00, 0x30, 0x00, 0xE6, 0x10])
+        try small.enter64BitMode { $0.cr4 |= 0x200 }
+        let event = try TestEvent()
+        try small.machine.addIOEvent(
+            IOEvent(address: Self.address, byteCount: 8, isPort: false), descriptor: event.rawValue)
+        guard case .mmio(let access) = try small.vcpu.run() else {
+            Issue.record("no exit: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(access.isWrite && access.address == Self.address + 8 && access.byteCount == 8)
+        guard case .io = try small.vcpu.run() else {
+            Issue.record("no port exit: \(small.vcpu.runArea.exit)")
+            return
+        }
+        #expect(event.take() == 1)
+    }
+
     /// Runs to the write to port 0x10 and counts what left the core before.
     private func exitCount(_ small: SmallMachine) throws -> Int {
         for count in 0..<10 {

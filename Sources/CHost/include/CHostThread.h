@@ -106,6 +106,17 @@ static inline uint64_t martlet_exchange_deferred_signals(uint64_t value)
 	return old;
 }
 
+// One instruction each: a handler may come between any two.
+static inline void martlet_defer_signals(uint64_t signals)
+{
+	__atomic_fetch_or(&martlet_thread_deferred_signals, signals, __ATOMIC_RELAXED);
+}
+
+static inline void martlet_forget_deferred_signals(uint64_t signals)
+{
+	__atomic_fetch_and(&martlet_thread_deferred_signals, ~signals, __ATOMIC_RELAXED);
+}
+
 static inline uint64_t martlet_get_deferred_signals(void)
 {
 	return __atomic_load_n(&martlet_thread_deferred_signals, __ATOMIC_RELAXED);
@@ -124,6 +135,19 @@ static inline uint64_t martlet_leave_core(void)
 static inline uint32_t martlet_get_core_depth(void)
 {
 	return __atomic_load_n(&martlet_thread_core_depth, __ATOMIC_RELAXED);
+}
+
+// Whether the thread forks, and so holds every lock that a child needs.
+extern MARTLET_THREAD_WORD int32_t martlet_thread_forks;
+
+static inline int32_t martlet_get_thread_forks(void)
+{
+	return martlet_thread_forks;
+}
+
+static inline void martlet_set_thread_forks(int32_t value)
+{
+	martlet_thread_forks = value;
 }
 
 // The thread's id, once it takes the signal that ends KVM_RUN of the kernel; 0 before.

@@ -61,7 +61,7 @@ void martlet_preload_leave_cancellable(uintptr_t thread);
 void martlet_preload_cancelled(uintptr_t thread);
 // A fork is about to happen, and has happened in this process: nobody else holds the locks that a child needs.
 void martlet_preload_before_fork(void);
-void martlet_preload_after_fork(void);
+void martlet_preload_after_fork(int is_child);
 // The process is a child of one that used objects.
 void martlet_preload_forked(void);
 // Takes out of `set` what threads must not block: the signals of faults.

@@ -121,7 +121,6 @@ static void cancellation(void)
 		CHECK(pthread_join(thread, &result) == 0 && result == PTHREAD_CANCELED);
 	}
 	place(&c, out_code, sizeof out_code);
-	CHECK(ioctl(c.vcpu, KVM_RUN, 0) == 0 || errno == EINTR);
 	CHECK(ioctl(c.vcpu, KVM_RUN, 0) == 0);
 	close(c.vcpu), close(c.vm), close(c.kvm);
 }
@@ -188,6 +187,41 @@ static void closing_the_unknown(void)
 	interrupt.flags = KVM_IRQFD_FLAG_DEASSIGN;
 	CHECK(ioctl(c.vm, KVM_IRQFD, &interrupt) == 0);
 	close(event), close(line), close(c.vcpu), close(c.vm), close(c.kvm);
+}
+
+// Children of a process whose guest uses what they use.
+static const uint8_t event_loop_code[] = {0xba, 0x99, 0x00, 0xee, 0xeb, 0xfd};
+
+static void end_run(int signal)
+{
+	(void)signal;
+}
+
+static void forks_beside_a_guest(void)
+{
+	signal(SIGUSR1, end_run);
+	struct client c = make_client(event_loop_code, sizeof event_loop_code, 0);
+	int event = eventfd(0, EFD_NONBLOCK);
+	struct kvm_ioeventfd write = {.fd = event, .addr = 0x99, .len = 1, .flags = KVM_IOEVENTFD_FLAG_PIO};
+	CHECK(ioctl(c.vm, KVM_IOEVENTFD, &write) == 0);
+	pthread_t thread;
+	CHECK(pthread_create(&thread, NULL, run_forever, &c.vcpu) == 0);
+	for (int i = 0; i < 20; i++) {
+		sleep_milliseconds(1);
+		pid_t child = fork();
+		if (child == 0) {
+			alarm(60);
+			struct client own = make_client(event_code, sizeof event_code, 0);
+			int result = ioctl(own.vm, KVM_IOEVENTFD, &write);
+			write.flags |= KVM_IOEVENTFD_FLAG_DEASSIGN;
+			_exit(result == 0 && ioctl(own.vm, KVM_IOEVENTFD, &write) == 0 ? 0 : 1);
+		}
+		int status;
+		CHECK(waitpid(child, &status, 0) == child && status == 0);
+	}
+	pthread_kill(thread, SIGUSR1);
+	pthread_join(thread, NULL);
+	close(event), close(c.vcpu), close(c.vm), close(c.kvm);
 }
 
 // What fails for want of descriptors leaves nothing behind.
@@ -261,6 +295,7 @@ int main(void)
 	cancellation();
 	changing_memory();
 	closing_the_unknown();
+	forks_beside_a_guest();
 	too_many();
 	statistics();
 	stdio();

@@ -1,6 +1,9 @@
 // Signals of a client that runs a vCPU: they end KVM_RUN with EINTR, and their handlers run outside of it.
 #include "client.h"
 
+// Old functions are part of what is tested.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
 static struct client client;
 static volatile sig_atomic_t handled;
 static volatile int64_t value;
@@ -220,9 +223,14 @@ static void *send_until_over(void *argument)
 	return NULL;
 }
 
-static void storm(void)
+static void storm(int has_mask)
 {
 	struct sigaction action = {.sa_handler = ask_again};
+	char room[sizeof(struct kvm_signal_mask) + 8];
+	struct kvm_signal_mask *admitted = (struct kvm_signal_mask *)room;
+	admitted->len = 8;
+	memset(admitted->sigset, 0, 8);
+	CHECK(ioctl(client.vcpu, KVM_SET_SIGNAL_MASK, has_mask ? admitted : NULL) == 0);
 	CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
 	pthread_t self = pthread_self(), thread;
 	handled = is_over = 0;
@@ -237,8 +245,44 @@ static void storm(void)
 	is_over = 1;
 	pthread_join(thread, NULL);
 	CHECK(handled >= 3000);
+	CHECK(ioctl(client.vcpu, KVM_SET_SIGNAL_MASK, NULL) == 0);
 	sigset_t mask;
 	CHECK(pthread_sigmask(SIG_BLOCK, NULL, &mask) == 0 && !sigismember(&mask, SIGUSR1));
+}
+
+// A handler during which its signal may come again.
+static void come_again(int signal)
+{
+	struct kvm_regs registers;
+	CHECK(ioctl(client.vcpu, KVM_GET_REGS, &registers) == 0);
+	if (++handled % 3) raise(signal);
+	handled += 100;
+}
+
+static void interruptible_handler(void)
+{
+	struct sigaction action = {.sa_handler = come_again, .sa_flags = SA_NODEFER};
+	CHECK(sigaction(SIGUSR2, &action, NULL) == 0);
+	handled = 0;
+	FAILS(EINTR, run_until(SIGUSR2));
+	CHECK(handled == 303);
+}
+
+// System V's functions, and a signal of a fault that somebody sends.
+static void other_ways(void)
+{
+	CHECK(sigset(SIGUSR1, ask_again) == ask_again);
+	handled = 0;
+	FAILS(EINTR, run_until(SIGUSR1));
+	CHECK(handled == 1 && sigset(SIGUSR1, SIG_HOLD) == ask_again && sigset(SIGUSR1, count) == SIG_HOLD);
+	CHECK(siginterrupt(SIGUSR1, 1) == 0 && signal(SIGUSR1, count) == count);
+	struct sigaction action;
+	CHECK(sigaction(SIGUSR1, NULL, &action) == 0 && !(action.sa_flags & SA_RESTART));
+	CHECK(siginterrupt(SIGUSR1, 0) == 0);
+	CHECK(signal(SIGBUS, ask_again) == SIG_DFL);
+	handled = 0;
+	FAILS(EINTR, run_until(SIGBUS));
+	CHECK(handled == 1 && signal(SIGBUS, SIG_DFL) == ask_again);
 }
 
 // The default action of a signal that only the mask of runs lets through is not taken.
@@ -343,7 +387,10 @@ int main(void)
 	jump_out_of_a_handler();
 	mask_and_wait();
 	queued_signals();
-	storm();
+	storm(0);
+	storm(1);
+	interruptible_handler();
+	other_ways();
 	default_action_behind_the_mask();
 	full_mask();
 	children();

@@ -473,6 +473,7 @@ extension Processor {
             rawValue: state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self))
         let linear = state.base.load(fromByteOffset: CPUState.temporariesOffset, as: UInt64.self)
         missFault = nil
+        missDevice = nil
         followTranslatedCode()
         if let ring = walk.dirtyRing, ring.isFull {
             // Leaves the block: one more instruction, and the client is asked to make room.
@@ -482,10 +483,11 @@ extension Processor {
         }
         do throws(GuestFault) {
             let address = try normalized(linear)
-            if Int(address & 0xFFF) + descriptor.byteCount <= 4096,
-                case .memory(_, _, let isGuarded) = try resolve(address, descriptor.kind, .current), !isGuarded
-            {
-                return 0
+            if Int(address & 0xFFF) + descriptor.byteCount <= 4096 {
+                switch try resolve(address, descriptor.kind, .current) {
+                case .memory(_, _, let isGuarded): if !isGuarded { return 0 }
+                case .device(let physical): missDevice = MissedDevice(linear: linear, physical: physical)
+                }
             }
         } catch {
             missFault = descriptor.isStack && error == .generalProtection() ? .exception(.stack()) : error

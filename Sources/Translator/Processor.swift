@@ -49,6 +49,8 @@ public final class Processor {
 
     /// The fault of the last access that translated code gave up on.
     var missFault: GuestFault?
+    /// The device that it reached instead of memory.
+    var missDevice: MissedDevice?
     var clientAnswers = ClientAnswers()
     var pendingClientRequest: ClientRequest?
     /// The instruction that was executed in Swift last, valid until the cache of blocks is reset; what an answer of the
@@ -254,6 +256,7 @@ public final class Processor {
             martlet_wrgsbase(UInt64(UInt(bitPattern: base)))
         }
         enteredDropCount = tlb.jumpDropCount
+        missDevice = nil
         enterRoutine(code)
         return state.base.load(fromByteOffset: CPUState.exitValueOffset, as: UInt32.self)
     }
@@ -482,6 +485,12 @@ public final class Processor {
     var currentContext: UInt16 {
         system.cr4 & CR4.processContextIdentifiers != 0 ? UInt16(system.cr3 & 0xFFF) : 0
     }
+}
+
+/// Where the last access that translated code gave up on leads, if all of it lies in one page of a device's.
+struct MissedDevice {
+    var linear: UInt64
+    var physical: UInt64
 }
 
 /// Where an instruction was executed.

@@ -90,18 +90,38 @@ extension Processor {
         // What the client was asked for was the whole access, if that lies in one page.
         let isOneAccess = linear & 0xFFF + UInt64(byteCount) <= 4096
         let answer = isCompletingAccess && isOneAccess ? clientAnswers.next() : nil
+        // Translated code has just come from there.
+        let device = answer == nil && !isCompletingAccess && missDevice?.linear == linear ? missDevice?.physical : nil
+        missDevice = nil
         if isLoad {
             let value: UInt64
             if let answer {
                 value = answer
+            } else if let device {
+                value = try readWholeDevice(device, byteCount: byteCount)
             } else {
                 value = try readData(linear, byteCount: byteCount, segment: operand.memory.segment)
             }
             writeRegister(target.register, value)
         } else if answer == nil {
             let value = source.kind == .register ? readRegister(source.register) : source.immediate
-            try writeData(linear, value, byteCount: byteCount, segment: operand.memory.segment)
+            if let device {
+                try writeWholeDevice(device, byteCount: byteCount, value & Self.mask(byteCount: byteCount))
+            } else {
+                try writeData(linear, value, byteCount: byteCount, segment: operand.memory.segment)
+            }
         }
         state.rip = (state.rip &+ UInt64(length)) & instructionPointerMask
+    }
+
+    /// An access of 1, 2, 4 or 8 bytes for which the client has not given an answer yet.
+    private func readWholeDevice(_ physical: UInt64, byteCount: Int) throws(GuestFault) -> UInt64 {
+        if let own = platform.readMMIO(physical, byteCount: byteCount) { return own }
+        return try clientAccess(.mmioRead(address: physical, byteCount: byteCount))
+    }
+
+    private func writeWholeDevice(_ physical: UInt64, byteCount: Int, _ value: UInt64) throws(GuestFault) {
+        if platform.writeMMIO(physical, byteCount: byteCount, value: value) { return }
+        _ = try clientAccess(.mmioWrite(address: physical, byteCount: byteCount, value: value))
     }
 }

@@ -129,6 +129,29 @@ import UserspaceKVM
 
         deinit { memory.deallocate() }
 
+        /// Runs to HLT, answers input with 0x5A, and harvests and resets whenever the ring is full.
+        ///
+        /// - Parameter whenFull: called before that.
+        /// - Returns: the pages in the order of the ring, and how often it was full.
+        func runToHalt(whenFull: () throws -> Void = {}) throws -> (pages: [UInt64], fullCount: Int) {
+            var pages: [UInt64] = []
+            var fullCount = 0
+            while true {
+                switch try vcpu.run() {
+                case .io(let access): access.value = 0x5A
+                case .unknown(UInt32(KVM_EXIT_DIRTY_RING_FULL)):
+                    fullCount += 1
+                    try whenFull()
+                    pages += harvest()
+                    try machine.resetDirtyRings()
+                case .hlt: return (pages + harvest(), fullCount)
+                case let exit:
+                    Issue.record("\(exit)")
+                    return (pages, fullCount)
+                }
+            }
+        }
+
         func harvest() -> [UInt64] {
             var pages: [UInt64] = []
             ring.harvest { slot, page in if slot == 7 { pages.append(page) } }
@@ -179,22 +202,7 @@ import UserspaceKVM
         let fixture = try Fixture(code: [
             0xB8, 0x00, 0x10, 0x8E, 0xC0, 0x31, 0xFF, 0x6C, 0x05, 0x00, 0x01, 0x73, 0xF6, 0xF4
         ])
-        var pages: [UInt64] = []
-        var fullCount = 0
-        loop: while true {
-            switch try fixture.vcpu.run() {
-            case .io(let access): access.value = 0x5A
-            case .unknown(UInt32(KVM_EXIT_DIRTY_RING_FULL)):
-                fullCount += 1
-                pages += fixture.harvest()
-                try fixture.machine.resetDirtyRings()
-            case .hlt: break loop
-            case let exit:
-                Issue.record("\(exit)")
-                return
-            }
-        }
-        pages += fixture.harvest()
+        let (pages, fullCount) = try fixture.runToHalt()
         #expect(fullCount == 1)
         #expect(pages.sorted() == Array(0x10...0xFF))
         #expect((0x10...0xFF).allSatisfy { fixture.memory[$0 << 12] == 0x5A })
@@ -207,26 +215,13 @@ import UserspaceKVM
         let fixture = try Fixture(code: [
             0xB8, 0x00, 0x10, 0x8E, 0xC0, 0x26, 0xA2, 0x00, 0x00, 0x05, 0x00, 0x01, 0x73, 0xF5, 0xF4
         ])
-        var pages: [UInt64] = []
-        var fullCount = 0
-        loop: while true {
-            switch try fixture.vcpu.run() {
-            case .unknown(UInt32(KVM_EXIT_DIRTY_RING_FULL)):
-                fullCount += 1
-                // Nobody took anything: it does not go on.
-                guard case .unknown(UInt32(KVM_EXIT_DIRTY_RING_FULL)) = try fixture.vcpu.run() else {
-                    Issue.record("the guest went on with a full ring")
-                    return
-                }
-                pages += fixture.harvest()
-                try fixture.machine.resetDirtyRings()
-            case .hlt: break loop
-            case let exit:
-                Issue.record("\(exit)")
+        let (pages, fullCount) = try fixture.runToHalt {
+            // Nobody took anything: it does not go on.
+            guard case .unknown(UInt32(KVM_EXIT_DIRTY_RING_FULL)) = try fixture.vcpu.run() else {
+                Issue.record("the guest went on with a full ring")
                 return
             }
         }
-        pages += fixture.harvest()
         #expect(fullCount >= 1)
         #expect(pages == Array(0x10..<0x100))
     }

@@ -186,9 +186,7 @@ func forkedProcess() { Session.forget() }
 func startedProgram() { VirtualizationFlag.show() }
 
 @_cdecl("martlet_preload_admit_faults")
-func admitFaults(_ set: UnsafeMutablePointer<sigset_t>) {
-    for signal in HostFaults.signals { sigdelset(set, signal) }
-}
+func admitFaults(_ set: UnsafeMutablePointer<sigset_t>) { HostFaults.remove(from: set) }
 
 @_cdecl("martlet_preload_replace_action")
 func replaceAction(

@@ -24,6 +24,11 @@ public enum HostFaults {
     /// Martlet's.
     public static let signals: [CInt] = [SIGSEGV, SIGBUS, SIGFPE, SIGILL]
 
+    /// Takes ``signals`` out of a set that is to be blocked.
+    public static func remove(from set: UnsafeMutablePointer<sigset_t>) {
+        for signal in signals { sigdelset(set, signal) }
+    }
+
     /// Makes the thread take the signals of faults: clients start threads with all signals blocked, and a fault whose signal is
     /// blocked ends the process.
     /// > Concurrency: any thread, before it touches a client's memory.

@@ -151,7 +151,7 @@ public enum ClientSignals {
     private static func withLock<Result>(_ body: () -> Result) -> Result {
         var (all, old) = (sigset_t(), sigset_t())
         sigfillset(&all)
-        for signal in HostFaults.signals { sigdelset(&all, signal) }
+        HostFaults.remove(from: &all)
         pthread_sigmask(SIG_SETMASK, &all, &old)
         defer { pthread_sigmask(SIG_SETMASK, &old, nil) }
         // Handlers of a fork that other libraries have may come here.
@@ -190,7 +190,7 @@ public enum ClientSignals {
         let flags = action.sa_flags & ~(Int32(bitPattern: UInt32(SA_RESETHAND)) | SA_NODEFER)
         var mask = action.sa_mask
         // Not even in a handler, which may issue requests.
-        for fault in HostFaults.signals { sigdelset(&mask, fault) }
+        HostFaults.remove(from: &mask)
         _ = martlet_sigaction(signal, wrapper, flags, &mask, nil)
     }
 

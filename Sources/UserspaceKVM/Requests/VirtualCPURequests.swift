@@ -228,7 +228,7 @@ extension UserspaceVCPU {
         guard byteCount == 8 else { throw .invalidArgument }
         try ClientMemory.copyIn(&mask, from: argument &+ 4)
         // Faults of guest code are signals, too.
-        for signal in HostFaults.signals { mask &= ~(1 << UInt64(signal - 1)) }
+        mask &= SignalMask.all
         ClientSignals.admit(signalsOutside: mask)
         signalMask = mask
     }
